@@ -123,6 +123,7 @@ def _check_writable():
         return "results/ and figures/ can be written", ok, str(out_root()), ""
     except OSError as e: return "results/ and figures/ can be written", False, str(e), "set IPS_REPRO_OUT to a folder that can"
 
+# %% ../nbs/90_cli.ipynb #c511e27a
 def _check_digits():
     try:
         from ips_repro.megapixel_mnist import load_digits

@@ -6,10 +6,9 @@
 __all__ = ['TASKS', 'Patched', 'make_data', 'make_net', 'make_terms', 'make_trainer', 'flat_row', 'summarise', 'selected_patches',
            'choose', 'estimate_seconds', 'describe', 'train_run', 'device_name', 'train_all']
 
-# %% ../nbs/04a_experiment.ipynb #de97d997
+# %% ../nbs/04a_experiment.ipynb #ac9620d9
 import os
 import time
-from collections import Counter
 
 import torch
 
@@ -21,7 +20,7 @@ from .masking import STKIM
 from .megapixel_mnist import MegapixelMNIST, load_digits
 from .progress import Progress, duration
 from .runs import Run, is_done
-from .testbed import command, reductions, resolve, run_dir
+from .testbed import command, reduction_text, reductions, run_dir
 from .trainer import Trainer
 
 # %% ../nbs/04a_experiment.ipynb #75751205
@@ -99,13 +98,13 @@ def estimate_seconds(run: dict, device) -> float:
     "Expected seconds for a run, from timing a few of its own batches on a network that is thrown away."
     few = 2 * run["batch_size"]
     t = make_trainer(run | {"n_train": min(few, run["n_train"]), "n_test": min(few, run["n_test"])}, device)
-    t.pass_over(t.test, learn=False)                        # warm-up
-    def per_image(data, learn):
+    t.evaluate()                                            # warm-up
+    def per_image(do, data):
         start = time.perf_counter()
-        t.pass_over(data, learn)
+        do()
         return (time.perf_counter() - start) / len(data)
     tests = len([e for e in range(1, run["n_epochs"] + 1) if e % run["eval_every"] == 0 or e == run["n_epochs"]])
-    return run["n_epochs"] * run["n_train"] * per_image(t.train, True) + tests * run["n_test"] * per_image(t.test, False)
+    return run["n_epochs"] * run["n_train"] * per_image(t.learn, t.train) + tests * run["n_test"] * per_image(t.evaluate, t.test)
 
 def describe(runs: list[dict], device: str) -> str:
     "The plan in words."
@@ -113,8 +112,7 @@ def describe(runs: list[dict], device: str) -> str:
     grid = [f"O2I {d} %" for d in dict.fromkeys(f"{r['o2i']:g}" for r in runs)] + [f"n = {n}" for n in dict.fromkeys(r["n_train"] for r in runs)] + [f"seed {s}" for s in dict.fromkeys(r["seed"] for r in runs)]
     lines = [f"{len(runs)} run{'s' * (len(runs) > 1)} at scale '{scale}' on {device}: {', '.join(grid)}",
              f"each: {first['n_epochs']} epochs, {first['n_test']} test canvases of {first['canvas']} px, digits from '{first['digits']}', M = {first['M']}, I = {first['I']}, patches of {first['patch_size']} px"]
-    for what, n in Counter(f"{k}: {v['here']} instead of {v['paper']}" for r in runs for k, v in reductions(r).items()).items():
-        lines.append(f"  reduced against the paper: {what}" + (f" (in {n} of {len(runs)} runs)" if n < len(runs) else ""))
+    if scale != "paper" or any(reductions(r) for r in runs): lines.append("differs from the paper: " + (", ".join(reduction_text([reductions(r) for r in runs])) or "in nothing"))
     return "\n".join(lines)
 
 # %% ../nbs/04a_experiment.ipynb #dae6cd27

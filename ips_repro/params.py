@@ -53,8 +53,9 @@ def convert(
     try: return to(value)
     except (ValueError, TypeError, OverflowError): raise ParameterError(f"{name}: {value!r} is not {words}") from None
 
-# %% ../nbs/00a_params.ipynb #e7315a5b
+# %% ../nbs/00a_params.ipynb #ab6f9ea0
 class Param(NamedTuple):
+    "One declared parameter of a notebook."
     name: str
     kind: str    # as `convert` takes it
     default: object

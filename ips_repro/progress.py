@@ -45,8 +45,8 @@ class Progress:
             self.bar = tqdm(total=n_epochs * images_per_epoch, desc=title, unit="image", mininterval=0.5, dynamic_ncols=True)
 
     def step(self, done: int, total: int):
-        "`done` of `total` images of the current pass; only the training pass moves the bar."
-        if self.bar is not None and total == self.images: self.bar.update(self.done * self.images + done - self.bar.n)
+        "`done` of the `total` images of the current epoch."
+        if self.bar is not None: self.bar.update(self.done * self.images + done - self.bar.n)
 
     def epoch(self, row: dict):
         "An epoch is over."
@@ -54,7 +54,8 @@ class Progress:
         if self.bar is None: print(epoch_line(row, self.n_epochs, self.seconds / self.done * (self.n_epochs - self.done)), flush=True)
         else:
             part = row["test"] or row["train"]
-            self.bar.set_postfix({"epoch": f"{self.done}/{self.n_epochs}", **{t: f"{r / part['n']:.2f}" for t, r in part["right"].items()}})
+            accs = " ".join(f"{r / part['n']:.2f}" for r in part["right"].values())
+            self.bar.set_postfix_str(f"epoch {self.done}/{self.n_epochs}, accuracy {accs}")
 
     def __enter__(self): return self
     def __exit__(self, *_):

