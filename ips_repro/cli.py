@@ -37,10 +37,10 @@ def check_request(
     return given
 
 def _check_grid(everything):
-    "Is every run of a testbed notebook's grid possible? With scale 'auto', at one of the scales that it may mean."
-    if everything.get("scale", "paper") != "auto": resolve(everything, everything.get("scale", "paper")); return
-    try: resolve(everything, "paper")
-    except ParameterError: resolve(everything, "quick")
+    "Is every run of a testbed notebook's grid possible? With scale 'auto', at the scale that it will mean here, as far as can be told without torch."
+    scale, device = everything.get("scale", "paper"), everything.get("device", "auto")
+    gpu = device.startswith("cuda") or (device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
+    resolve(everything, scale if scale != "auto" else "paper" if gpu else "quick")
 
 def parameter_help(notebook: str|Path) -> str:
     "The parameters of a notebook: name, type, default and what they are for."
@@ -67,9 +67,9 @@ def find_notebooks(patterns: list) -> list[Path]:
 
 def _test_one(path, flags, timeout, env):
     "(path, passed, seconds, output) of one notebook."
-    start, code = time.perf_counter(), "from nbdev.test import nbdev_test; nbdev_test()"
+    start, command = time.perf_counter(), [str(Path(sys.executable).with_name("nbdev_test")), "--path", str(path), *(["--flags", flags] if flags else [])]
     try:
-        done = subprocess.run([sys.executable, "-c", code, "--path", str(path), "--flags", flags], env=env, cwd=project_root(), capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(command, env=env, cwd=project_root(), capture_output=True, text=True, timeout=timeout)
         passed, said = done.returncode == 0 and "Success." in done.stdout, done.stdout + done.stderr
     except subprocess.TimeoutExpired: passed, said = False, f"stopped after {timeout} s"
     return path, passed, time.perf_counter() - start, said
@@ -79,7 +79,7 @@ def cmd_test(args) -> int:
     notebooks, passed, failed = find_notebooks(args.notebooks), 0, 0
     threads = str(max(1, (os.cpu_count() or 1) // args.workers))
     with tempfile.TemporaryDirectory() as out, ThreadPoolExecutor(args.workers) as pool:
-        env = os.environ | {"IPS_REPRO_OUT": out, "OMP_NUM_THREADS": threads, "MPLBACKEND": "agg"}
+        env = os.environ | {"IPS_REPRO_OUT": out, "OMP_NUM_THREADS": threads, "MPLBACKEND": "agg", "IPS_REPRO_SLOW": "1" if args.slow else ""}
         for path, ok, seconds, said in pool.map(lambda p: _test_one(p, "slow" if args.slow else "", args.timeout, env), notebooks):
             passed, failed = passed + ok, failed + (not ok)
             print(f"{'passed' if ok else 'FAILED'}  {seconds:6.1f} s  {path.relative_to(project_root())}", flush=True)
@@ -111,8 +111,10 @@ def _check_torch():
     except Exception as e: return "torch and torchvision fit together", False, f"{type(e).__name__}: {e}", "python -m pip install --force-reinstall torch torchvision"
 
 def _check_kernel():
-    from jupyter_client.kernelspec import KernelSpecManager
-    found = KernelSpecManager().find_kernel_specs()
+    try:
+        from jupyter_client.kernelspec import KernelSpecManager
+        found = KernelSpecManager().find_kernel_specs()
+    except ImportError: found = {}
     return "Jupyter kernel python3", "python3" in found, found.get("python3", "missing"), "python -m ipykernel install --sys-prefix"
 
 def _check_writable():
@@ -139,7 +141,7 @@ def _check_parameter_cells():
 def cmd_doctor(args) -> int:
     "ips-repro doctor"
     v = sys.version_info
-    checks = [("Python 3.11 or newer", v >= (3, 11), sys.version.split()[0], "install Python 3.11"), *_check_packages(), _check_kernel(), _check_writable(), _check_parameter_cells(), _check_torch(), _check_digits()]
+    checks = [("Python 3.11 to 3.13", (3, 11) <= v < (3, 14), sys.version.split()[0], "install Python 3.11"), *_check_packages(), _check_kernel(), _check_writable(), _check_parameter_cells(), _check_torch(), _check_digits()]
     for what, ok, detail, fix in checks: print(f"{'ok ' if ok else 'BAD'}  {what}: {detail}" + ("" if ok else f"\n       fix: {fix}"))
     bad = sum(not ok for _, ok, _, _ in checks)
     print("this installation is sound" if not bad else f"{bad} of {len(checks)} checks failed")

@@ -60,5 +60,5 @@ def sinusoid(
     D: int, # embedding size
 ) -> Tensor: # (N, D) float32
     "Sinusoidal position code (Vaswani et al. 2017)."
-    angle = torch.arange(N)[:, None].double() / 10000 ** (torch.arange(D) // 2 * 2 / D)
+    angle = torch.arange(N)[:, None] / 10000 ** (torch.arange(D) // 2 * 2 / D).double()
     return torch.where(torch.arange(D) % 2 == 0, angle.sin(), angle.cos()).float()

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'Patched', 'make_data', 'make_net', 'make_terms', 'make_trainer', 'flat_row', 'summarise', 'selected_patches',
-           'choose', 'estimate_seconds', 'describe', 'train_run', 'device_name', 'train_all']
+           'choose', 'seconds_per_image', 'estimate_seconds', 'describe', 'train_run', 'device_name', 'check_jams',
+           'train_all']
 
 # %% ../nbs/04a_experiment.ipynb #ac9620d9
 import os
@@ -12,12 +13,14 @@ import time
 
 import torch
 
-from .core import child_seed, seed_libraries, write_csv
+from .core import child_seed, generator, out_root, seed_libraries, write_csv
 from .encoders import resnet_encoder
+from .geometry import always_room, canvas_shape
 from .ips_net import IPSNet
 from .losses import DiversityLoss, SemanticLoss, TaskLoss
 from .masking import STKIM
 from .megapixel_mnist import MegapixelMNIST, load_digits
+from .params import ParameterError
 from .progress import Progress, duration
 from .runs import Run, is_done
 from .testbed import command, reduction_text, reductions, run_dir
@@ -46,7 +49,8 @@ def make_net(run: dict, device) -> IPSNet:
     seed_libraries(child_seed(run["seed"], "weights"))
     mask = STKIM(run["mask_p"], run["mask_k"]) if run["mask_p"] else None
     shuffle = None if run["shuffle"] == "none" else run["shuffle"]
-    return IPSNet(resnet_encoder(), TASKS, run["M"], run["I"], run["n_patches"], shuffle=shuffle, mask=mask).to(device)
+    chunk = 128 if torch.device(device).type == "cpu" else 4096
+    return IPSNet(resnet_encoder(), TASKS, run["M"], run["I"], run["n_patches"], shuffle=shuffle, mask=mask, chunk=chunk).to(device)
 
 def make_terms(run: dict) -> list:
     "The losses of a run."
@@ -75,13 +79,13 @@ def summarise(rows: list) -> dict:
     "Final and best epoch, counts beside every accuracy. Best is by mean test accuracy, so it is chosen on the test set: quote the final one."
     pick = lambda r: {"epoch": r["epoch"], "train": _counts(r["train"]), "test": _counts(r["test"])}
     best = max((r for r in rows if r["test"]), key=lambda r: sum(r["test"]["right"].values()))
-    return {"final": pick(rows[-1]), "best_by_test": pick(best), "training_seconds": round(sum(r["seconds"] for r in rows), 1), "peak_mib": round(max(r["peak_mib"] for r in rows))}
+    return {"final": pick(rows[-1]), "best_by_test": pick(best), "seconds": round(sum(r["seconds"] for r in rows), 1), "peak_mib": round(max(r["peak_mib"] for r in rows))}
 
 @torch.no_grad()
-def selected_patches(net: IPSNet, data: Patched, images: int = 4) -> list[dict]:
-    "The patches kept of the first few images: a row each, in canvas pixels, best first."
+def selected_patches(net: IPSNet, data: Patched, draws=None, images: int = 4) -> list[dict]:
+    "The patches kept of the first few images: a row each, in canvas pixels, best first. `draws`: the generator for shuffling."
     n = min(images, len(data))
-    sel, columns = net.eval().select(data.batch(range(n))), (data.canvases.shape[1] - data.patch_size) // data.stride + 1
+    sel, columns = net.eval().select(data.batch(range(n)), draws), (data.canvases.shape[1] - data.patch_size) // data.stride + 1
     return [{"image": i, "rank": rank, "x": cell % columns * data.stride, "y": cell // columns * data.stride, "w": data.patch_size, "h": data.patch_size, "score": round(score, 8)}
             for i in range(n) for rank, (cell, score) in enumerate(zip(sel.index[i].tolist(), sel.score[i].tolist()))]
 
@@ -94,17 +98,26 @@ def choose(device: str, scale: str) -> tuple[str, str]: # device, scale
     if scale == "auto": scale = "smoke" if os.environ.get("IN_TEST") else "paper" if device.startswith("cuda") else "quick"
     return device, scale
 
-def estimate_seconds(run: dict, device) -> float:
-    "Expected seconds for a run, from timing a few of its own batches on a network that is thrown away."
-    few = 2 * run["batch_size"]
-    t = make_trainer(run | {"n_train": min(few, run["n_train"]), "n_test": min(few, run["n_test"])}, device)
-    t.evaluate()                                            # warm-up
+def seconds_per_image(run: dict, device) -> tuple[float, float]: # training, testing
+    "Measured on one batch each, after a warm-up, with a network that is thrown away."
+    t = make_trainer(run | {"n_train": min(run["batch_size"], run["n_train"]), "n_test": min(run["batch_size"], run["n_test"])}, device)
+    t.evaluate()
     def per_image(do, data):
         start = time.perf_counter()
         do()
         return (time.perf_counter() - start) / len(data)
-    tests = len([e for e in range(1, run["n_epochs"] + 1) if e % run["eval_every"] == 0 or e == run["n_epochs"]])
-    return run["n_epochs"] * run["n_train"] * per_image(t.learn, t.train) + tests * run["n_test"] * per_image(t.evaluate, t.test)
+    return per_image(t.learn, t.train), per_image(t.evaluate, t.test)
+
+def estimate_seconds(runs: list[dict], device) -> float:
+    "Expected seconds for all `runs` together."
+    total, measured = 0., {}
+    for run in runs:
+        key = str({k: v for k, v in run.items() if k not in ("n_train", "seed")})
+        if key not in measured: measured[key] = seconds_per_image(run, device)
+        train, test = measured[key]
+        tests = sum(e % run["eval_every"] == 0 or e == run["n_epochs"] for e in range(1, run["n_epochs"] + 1))
+        total += run["n_epochs"] * run["n_train"] * train + tests * run["n_test"] * test
+    return total
 
 def describe(runs: list[dict], device: str) -> str:
     "The plan in words."
@@ -121,26 +134,35 @@ def train_run(run: dict, experiment: str, notebook: str, device: str):
     facts = dict(experiment=experiment, scale=run["scale"], digits=run["digits"], reduced=reductions(run), command=command(notebook, run), device=device_name(device))
     title = f"O2I {run['o2i']:g} %, n = {run['n_train']}, seed {run['seed']}"
     with Run(run_dir(experiment, run), run, **facts) as record, Progress(run["n_epochs"], run["n_train"], title) as progress:
-        if progress.bar is None: print(f"{title} -> {record.folder}", flush=True)
+        if progress.bar is None: print(f"{title} -> {record.folder.relative_to(out_root())}", flush=True)
+        if device.startswith("cuda"): torch.cuda.reset_peak_memory_stats(device)
         trainer, rows, spent = make_trainer(run, device, progress.step), [], 0.
         for row in trainer.epochs():
             rows.append(row)
             spent += row["seconds"]
             record.log(flat_row(row, spent / row["epoch"] * (run["n_epochs"] - row["epoch"])))
             progress.epoch(row)
-        write_csv(record.folder/"selected_patches.csv", selected_patches(trainer.net, trainer.test))
+        write_csv(record.folder/"selected_patches.csv", selected_patches(trainer.net, trainer.test, generator(run["seed"], "test")))
         record.finish(summarise(rows))
     return record.folder
 
 def device_name(device: str) -> str:
     "The device by its own name: the GPU's, or `cpu` and the number of threads."
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu ({torch.get_num_threads()} threads)"
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu ({torch.get_num_threads()} threads)" if device == "cpu" else device
+
+def check_jams(runs: list[dict]):
+    "Digits so large that five may not find room by chance: try the very canvases of the runs before anything is written."
+    for r in runs:
+        if always_room(r["digit_size"], *canvas_shape(r["canvas"])): continue
+        try: [make_data(r, train) for train in (True, False)]
+        except ValueError as e: raise ParameterError(f"o2i: {r['o2i']:g} %: {e}") from None
 
 def train_all(runs: list[dict], experiment: str, notebook: str, device: str, redo: bool = False):
     "Train every run that is not done yet."
     load_digits(runs[0]["digits"])                                   # missing digits are told before anything is written
+    check_jams(runs)
     todo = [r for r in runs if redo or not is_done(run_dir(experiment, r), r)]
     print(describe(runs, device))
     if len(todo) < len(runs): print(f"{len(runs) - len(todo)} of them already done with the same parameters: reused (redo=True trains again)")
-    if todo: print(f"estimated time: {duration(sum(estimate_seconds(r, device) for r in todo))}, measured on a few batches of each run", flush=True)
+    if todo: print(f"estimated time: {duration(estimate_seconds(todo, device))}, measured on a batch of each kind of run", flush=True)
     for r in todo: train_run(r, experiment, notebook, device)

@@ -6,7 +6,8 @@
 __all__ = ['ACTIVATIONS', 'Selection', 'evaluating', 'keep_top', 'reference_select', 'replay', 'arrival_order', 'PatchSelector',
            'Output', 'IPSNet', 'load_published']
 
-# %% ../nbs/03_ips_net.ipynb #6c7fbbfa
+# %% ../nbs/03_ips_net.ipynb #1ffcd41f
+import operator
 import pickle
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,8 +49,8 @@ def reference_select(
     generator: torch.Generator = None, # for shuffling and masking
 ) -> Selection:
     "Iterative Patch Selection word for word: slow, and what everything faster is tested against."
-    B, N = patches.shape[:2]
-    order, mask = arrival_order(B, N, net.shuffle, generator), net.mask if net.training else None
+    patches, (B, N) = patches.to(net.device), patches.shape[:2]
+    order, mask = net.order(B, N, generator), net.mask if net.training else None
     def embed(cells): # (B, n) -> (B, n, D)
         x = torch.stack([p[c] for p, c in zip(patches, cells)])
         return net.encoder(x.flatten(0, 1)).view(*cells.shape, -1) + net.position(N)[cells]
@@ -88,17 +89,18 @@ def replay(
 def arrival_order(
     B: int, N: int,                    # images, patches an image
     shuffle: str|None,                 # "batch": one order for all; "instance": one each; None: grid order
-    generator: torch.Generator = None, # without one shuffling starts from a fixed seed, so that prediction is repeatable
+    generator: torch.Generator = None,
 ) -> Tensor:                           # (B, N) int64
     "The order in which the patches of each image arrive. Shuffling breaks ties at random."
     if shuffle is None: return torch.arange(N).expand(B, -1)
     if shuffle not in ("batch", "instance"): raise ValueError(f"shuffle: {shuffle!r} is neither 'batch', 'instance' nor None")
-    g = generator or torch.Generator().manual_seed(0)
-    return torch.stack([torch.randperm(N, generator=g) for _ in range(1 if shuffle == "batch" else B)]).expand(B, -1)
+    return torch.stack([torch.randperm(N, generator=generator) for _ in range(1 if shuffle == "batch" else B)]).expand(B, -1)
 
 def _at_least_one(name, value):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1: raise ValueError(f"{name}: {value!r} is not a whole number of at least 1")
-    return value
+    try: whole = operator.index(value)
+    except TypeError: whole = 0
+    if isinstance(value, bool) or whole < 1: raise ValueError(f"{name}: {value!r} is not a whole number of at least 1")
+    return whole
 
 # %% ../nbs/03_ips_net.ipynb #0c97a1a6
 class PatchSelector(nn.Module):
@@ -112,6 +114,11 @@ class PatchSelector(nn.Module):
         key = N, self.device
         if key not in self._position: self._position = {key: (sinusoid(N, self.encoder.D) * self.use_position).to(self.device)}
         return self._position[key]
+
+    def order(self, B: int, N: int, generator=None) -> Tensor: # (B, N) int64
+        "The order in which patches arrive. Prediction without a generator starts from a fixed seed, so that it is repeatable."
+        if generator is None and not self.training: generator = torch.Generator().manual_seed(0)
+        return arrival_order(B, N, self.shuffle, generator).to(self.device)
 
     def _batch(self, patches) -> PatchBatch:
         batch = compact(patches).to(self.device)
@@ -129,8 +136,8 @@ class PatchSelector(nn.Module):
     def _select(self, batch, distinct, generator) -> Selection:
         A, (B, N) = self.transf.crs_attn.score_matrix(), batch.index.shape
         logits = (distinct @ A.T)[batch.index] + self.position(N) @ A.T            # (B, N, H*T)
-        order, mask = arrival_order(B, N, self.shuffle, generator).to(self.device), self.mask if self.training else None
-        return replay(logits.transpose(1, 2), order, self.M, self.I, mask, generator)
+        mask = self.mask if self.training else None
+        return replay(logits.transpose(1, 2), self.order(B, N, generator), self.M, self.I, mask, generator)
 
     def select(self, patches, generator: torch.Generator = None) -> Selection:
         "The M most attended patches of each image, best first; all of them, ranked, if there are no more than M."

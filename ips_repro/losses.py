@@ -64,7 +64,7 @@ def total_loss(
     net, out, labels: dict,
 ) -> Tensor:            # scalar
     "Weighted sum of the terms. A total that is not finite is an error that names the terms."
-    parts = {t.name: t.weight * t(net, out, labels) for t in terms}
-    total = sum(parts.values())
-    if not total.isfinite(): raise FloatingPointError("the loss is not finite: " + ", ".join(f"{k} = {v.item():g}" for k, v in parts.items()))
+    parts = [t.weight * t(net, out, labels) for t in terms]
+    total = sum(parts)
+    if not total.isfinite(): raise FloatingPointError("the loss is not finite: " + ", ".join(f"{t.name} = {v.item():g}" for t, v in zip(terms, parts)))
     return total

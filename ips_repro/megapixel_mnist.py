@@ -177,7 +177,7 @@ class MegapixelMNIST(Scenes):
         self.bank, (H, W), d, k = (np.asarray(digits[0]), np.asarray(digits[1])), canvas_shape(canvas), digit_size, n_noise
         s = d if noise_size is None else noise_size
         _check(self.bank, n, H, W, d, s, k, noise_thickness, noise_kind, stroke)
-        self.shape, self.digit_size, self.noise_size, self.n, rs = (H, W), d, s, n, np.random.RandomState(seed + int(train))
+        self.shape, self.digit_size, self.noise_size, rs = (H, W), d, s, np.random.RandomState(seed + int(train))
         self.digit_index = draw_digits(rs, self.bank[1], n)                                            # (n, 5)
         self.digit_pos = np.stack([place_digits(rs, H, W, d) for _ in range(n)])                       # (n, 5, 2)
         glyphs = line_glyphs(rs, k) if noise_kind == "line" else bezier_glyphs(rs, k, noise_thickness, stroke)

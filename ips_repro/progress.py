@@ -41,7 +41,8 @@ class Progress:
     def __init__(self, n_epochs: int, images_per_epoch: int, title: str = ""):
         self.n_epochs, self.images, self.bar, self.seconds, self.done = n_epochs, images_per_epoch, None, 0., 0
         if wants_bar():
-            from tqdm.auto import tqdm
+            if os.environ.get("IPS_REPRO_PROGRESS"): from tqdm import tqdm # text, for the terminal of `ips-repro run`
+            else: from tqdm.auto import tqdm                              # a widget in JupyterLab
             self.bar = tqdm(total=n_epochs * images_per_epoch, desc=title, unit="image", mininterval=0.5, dynamic_ncols=True)
 
     def step(self, done: int, total: int):

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TASK_NAMES', 'SOURCES', 'read_runs', 'published_runs', 'long_table', 'accuracy_panels', 'quick_note', 'save_figure']
 
-# %% ../nbs/04b_results.ipynb #739f532e
+# %% ../nbs/04b_results.ipynb #61488166
+import textwrap
 from importlib.resources import files
 
 import matplotlib.pyplot as plt
@@ -14,7 +15,7 @@ import seaborn as sns
 
 from .core import read_json, scale_dir
 from .runs import state
-from .testbed import reduction_text
+from .testbed import DEFAULTS, reduction_text, reductions, variant
 
 # %% ../nbs/04b_results.ipynb #7475f54c
 TASK_NAMES = ("majority", "max", "top", "multi")
@@ -33,7 +34,8 @@ def read_runs(
         for folder in _finished(experiment, scale):
             manifest, final = read_json(folder/"manifest.json"), read_json(folder/"summary.json")["final"]
             acc = {f"{part}_{t}": v["accuracy"] for part in ("train", "test") for t, v in final[part].items() if t != "loss"}
-            rows.append(manifest["parameters"] | acc | {"device": manifest["device"], "reduced": manifest["reduced"], "folder": str(folder)})
+            run = DEFAULTS | manifest["parameters"]
+            rows.append(run | acc | {"device": manifest["device"], "reduced": reductions(run), "variant": variant(run), "folder": str(folder)})
     return pd.DataFrame(rows)
 
 # %% ../nbs/04b_results.ipynb #44cc25a2
@@ -46,13 +48,16 @@ def published_runs(experiment: str) -> pd.DataFrame:
 # %% ../nbs/04b_results.ipynb #d21ed431
 SOURCES = {"published": "published", "paper": "ours", "quick": "ours, quick scale", "smoke": "ours, smoke test"}
 
+def _source(run): # "ours, quick scale, M 60": runs in another setting are another source
+    return ", ".join([SOURCES[run.scale], *(f"{k} {v}" for k, v in run.variant.items())])
+
 def long_table(
     ours: pd.DataFrame,      # from `read_runs`; may be empty
     published: pd.DataFrame, # from `published_runs`
     keys: list[str],         # columns to keep, e.g. ["digit_size", "n_train", "seed"]
 ) -> pd.DataFrame:           # keys + source, task, accuracy
-    "Both as one long table, a row a run and task."
-    both = [published.assign(source=SOURCES["published"])] + ([ours.assign(source=ours.scale.map(SOURCES))] if len(ours) else [])
+    "Both as one long table, a row a run and task. Runs whose setting is not their scale's own are a source of their own, never averaged with the rest."
+    both = [published.assign(source=SOURCES["published"])] + ([ours.assign(source=ours.apply(_source, axis=1))] if len(ours) else [])
     wide = pd.concat([t.reindex(columns=[*keys, "source", *(f"test_{n}" for n in TASK_NAMES)]) for t in both])
     long = wide.rename(columns={f"test_{n}": n for n in TASK_NAMES}).melt([*keys, "source"], TASK_NAMES, "task", "accuracy")
     return long.dropna(subset=["accuracy"]).reset_index(drop=True)
@@ -64,11 +69,11 @@ def accuracy_panels(
     log_x: bool = True,
 ):                      # matplotlib figure
     "A panel a task: test accuracy against `x`, a colour for each `hue`, published dashed beside ours solid; a band is ± one standard deviation over seeds where there are several."
-    styles = [s for s in SOURCES.values() if s in set(long.source)]
-    looks = {SOURCES["published"]: ("o", (3, 2)), SOURCES["paper"]: ("D", ""), SOURCES["quick"]: ("*", (1, 1)), SOURCES["smoke"]: ("X", (1, 1))}
+    styles = sorted(set(long.source), key=lambda s: (s != SOURCES["published"], s))
+    dash = lambda s: (3, 2) if s == SOURCES["published"] else "" if s == SOURCES["paper"] else (1, 1)
     with sns.axes_style("whitegrid"):
         g = sns.relplot(long, x=x, y="accuracy", hue=hue, style="source", style_order=styles, col="task", col_order=TASK_NAMES, kind="line", errorbar="sd", palette="viridis",
-                        markers={s: looks[s][0] for s in styles}, dashes={s: looks[s][1] for s in styles}, height=3.2, aspect=0.95, markersize=8)
+                        markers=dict(zip(styles, "osD^vPX<>dph8" * 9)), dashes={s: dash(s) for s in styles}, height=3.2, aspect=0.95, markersize=8)
     for ax in g.axes.flat:
         if log_x: ax.set_xscale("log", base=2)
         ticks = sorted(long[x].unique())
@@ -76,8 +81,9 @@ def accuracy_panels(
         ax.set_xticklabels([f"{t:g}" for t in ticks], rotation=45, ha="right")
         ax.minorticks_off()
     g.set_titles("{col_name}").set_axis_labels(xlabel, "test accuracy")
-    g.figure.suptitle(title, x=0.01, ha="left", y=1.07 if note else 1.03, fontweight="bold")
-    if note: g.figure.text(0.01, 1.0, note, fontsize=9, color="0.35", va="center")
+    lines = textwrap.wrap(note, 170)
+    g.figure.text(0.01, 1.0, "\n".join(lines), fontsize=9, color="0.35", va="bottom")
+    g.figure.text(0.01, 1.02 + 0.05 * len(lines), title, fontsize=12, fontweight="bold", va="bottom")
     return g.figure
 
 # %% ../nbs/04b_results.ipynb #30a6c93a
@@ -85,7 +91,7 @@ def quick_note(ours: pd.DataFrame) -> str:
     "What the runs below paper scale in a table reduced, in one line; empty if there are none."
     quick = ours[ours.scale != "paper"] if len(ours) else ours
     if not len(quick): return ""
-    return f"{quick.scale.iloc[0]} scale, lower than the paper's by its setting: {'; '.join(reduction_text(list(quick.reduced)))}"
+    return f"Our {quick.scale.iloc[0]} runs are not at paper scale. They differ in: {'; '.join(reduction_text(list(quick.reduced)))}."
 
 def save_figure(fig, name: str, scale: str = "paper"): # -> [png, pdf]
     "Save `figures/<name>.png` and `.pdf`, without dates, so that the same data gives the same bytes. Smoke figures go to `figures/smoke`."

@@ -26,9 +26,9 @@ def versions() -> dict: # package -> version, or None if it is not installed
     return {"python": platform.python_version()} | {p: version(p) for p in ("ips_repro", *PACKAGES)}
 
 def git_state() -> dict: # {"commit": 40 hex digits or None, "dirty": bool or None}
-    "The commit of the checkout, and whether tracked files differ from it."
+    "The commit of the checkout, and whether tracked files other than results and figures differ from it."
     def git(*args): return subprocess.run(["git", "-C", str(project_root()), *args], capture_output=True, text=True, check=True).stdout.strip()
-    try: return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    try: return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!figures"))}
     except (OSError, subprocess.CalledProcessError): return {"commit": None, "dirty": None}
 
 def now() -> str: # ISO 8601, UTC, whole seconds

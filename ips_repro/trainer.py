@@ -40,7 +40,7 @@ def score(
 
 # %% ../nbs/04_trainer.ipynb #61a587ba
 def peak_memory_mib(device) -> float:
-    "Highest memory so far, MiB: of the GPU's allocator on CUDA, else of this process."
+    "Highest memory so far, MiB: of the GPU's allocator on CUDA since its last reset, else of this process since it began."
     if torch.device(device).type == "cuda": return torch.cuda.max_memory_allocated(device) / 2**20
     import resource
     import sys
