@@ -43,7 +43,7 @@ class Progress:
         if wants_bar():
             if os.environ.get("IPS_REPRO_PROGRESS"): from tqdm import tqdm # text, for the terminal of `ips-repro run`
             else: from tqdm.auto import tqdm                              # a widget in JupyterLab
-            self.bar = tqdm(total=n_epochs * images_per_epoch, desc=title, unit="image", mininterval=0.5, dynamic_ncols=True)
+            self.bar = tqdm(total=n_epochs * images_per_epoch, desc=title, unit="image", mininterval=0.5, ncols=120 if "IPS_REPRO_PROGRESS" in os.environ else None)
 
     def step(self, done: int, total: int):
         "`done` of the `total` images of the current epoch."

@@ -35,10 +35,16 @@ class RunFailed(RuntimeError):
     "The notebook did not run to its end; the message says where and why."
 
 def _tidy(nb):
-    "Keep only the last state of every redrawn progress bar."
+    "Join the pieces of a stream and keep only the last state of every redrawn progress bar."
     for cell in nb.cells:
+        kept = []
         for o in cell.get("outputs", []):
+            joins = o.output_type == "stream" and kept and kept[-1].output_type == "stream" and kept[-1].name == o.name
+            if joins: kept[-1].text += o.text
+            else: kept.append(o)
+        for o in kept:
             if o.output_type == "stream": o.text = re.sub(r"[^\n]*\r(?!\n)", "", o.text)
+        if cell.cell_type == "code": cell.outputs = kept
     return nb
 
 def why_not_complete(nb) -> str|None:
