@@ -129,8 +129,7 @@ class PatchSelector(nn.Module):
     @torch.no_grad()
     def _embed_distinct(self, batch): # (U, D)
         with evaluating(self):
-            rows = torch.arange(len(batch.values), device=self.device)
-            return torch.cat([self.encoder(batch.take(r)) for r in rows.split(self.chunk)])
+            return torch.cat([self.encoder(batch.take(rows)) for rows in torch.arange(len(batch.values), device=self.device).split(self.chunk)])
 
     @torch.no_grad()
     def _select(self, batch, distinct, generator) -> Selection:
