@@ -79,7 +79,7 @@ def cmd_test(args) -> int:
     notebooks, passed, failed = find_notebooks(args.notebooks), 0, 0
     threads = str(max(1, (os.cpu_count() or 1) // args.workers))
     with tempfile.TemporaryDirectory() as out, ThreadPoolExecutor(args.workers) as pool:
-        env = os.environ | {"IPS_REPRO_OUT": out, "OMP_NUM_THREADS": threads, "MPLBACKEND": "agg", "IPS_REPRO_SLOW": "1" if args.slow else ""}
+        env = os.environ | {"IPS_REPRO_OUT": out, "OMP_NUM_THREADS": threads, "IPS_REPRO_SLOW": "1" if args.slow else ""}
         for path, ok, seconds, said in pool.map(lambda p: _test_one(p, "slow" if args.slow else "", args.timeout, env), notebooks):
             passed, failed = passed + ok, failed + (not ok)
             print(f"{'passed' if ok else 'FAILED'}  {seconds:6.1f} s  {path.relative_to(project_root())}", flush=True)
