@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from .core import SCALES, scale_dir
-from .geometry import canvas_shape, check_room, digit_size_for, exact_o2i, grid_shape, label_size, PUBLISHED_O2I
+from .geometry import canvas_shape, digit_size_for, exact_o2i, grid_shape, label_size, PUBLISHED_O2I
 from .params import ParameterError
 
 # %% ../nbs/01c_testbed.ipynb #2ae2afe0
