@@ -88,7 +88,7 @@ def cmd_test(args) -> int:
     print(f"{passed} passed, {failed} failed", flush=True)
     return 0 if notebooks and not failed else 1
 
-# %% ../nbs/90_cli.ipynb #07df2348
+# %% ../nbs/90_cli.ipynb #3542769b
 BENCH = (("canvas", 3000, "side of a canvas, pixels"), ("digit-size", 28, "digits, pixels"), ("n-noise", 800, "noise glyphs a canvas"), ("images", 4, "images in the batch"),
          ("patch-size", 50, "side of a patch, pixels"), ("M", 100, "patches kept"), ("I", 100, "patches that join at each step"), ("precision", "float32", "float32, tf32 or bf16"),
          ("repeats", 3, "rounds of which the median counts"))
@@ -100,6 +100,7 @@ def cmd_bench(args) -> int:
     repeats = setting.pop("repeats")
     bench_run(**setting)
     if args.json and not Path(args.json).absolute().parent.is_dir(): raise ParameterError(f"json: there is no folder {Path(args.json).absolute().parent}")
+    if args.json and Path(args.json).is_dir(): raise ParameterError(f"json: {args.json} is a folder")
     from ips_repro.bench import bench, bench_text
     from ips_repro.experiment import check_device, choose
     try: device, _ = choose(args.device, "paper")

@@ -90,12 +90,13 @@ def _foldable(traced):
         if (isinstance(modules[bn.target], _BatchNorm) and modules[bn.target].track_running_stats and conv in calls and len(conv.users) == 1
             and isinstance(modules[conv.target], (nn.Conv1d, nn.Conv2d)) and once(bn) and once(conv)): yield conv, bn
 
-# %% ../nbs/02c_engine.ipynb #921cf7d3
+# %% ../nbs/02c_engine.ipynb #df3fd9ca
 class Folded:
     "An encoder for eval mode, each batch norm folded into the convolution before it; it follows the original's weights."
     def __init__(self, encoder: nn.Module):
         self.module, self.folds = encoder, [] # folds: (folded convolution, convolution, batch norm)
-        try: traced = fx.symbolic_trace(encoder)
+        try:
+            with evaluating(encoder): traced = fx.symbolic_trace(encoder)
         except Exception: return # control flow that depends on the data: anything may be raised
         pairs = list(_foldable(traced))
         for conv_node, bn_node in pairs:
@@ -131,7 +132,7 @@ def numerics(precision: str):
     try: yield
     finally: cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
 
-# %% ../nbs/02c_engine.ipynb #cd2c9c35
+# %% ../nbs/02c_engine.ipynb #59c9a301
 def cap_memory(
     device, # a CUDA device
     gib: float,
@@ -139,6 +140,7 @@ def cap_memory(
     "Let this process take at most `gib` GiB of a GPU. `ValueError` where that cannot be kept."
     device = torch.device(device)
     if device.type != "cuda": raise ValueError(f"memory_gib: only a GPU's memory can be capped, not that of {device}")
+    device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     total = torch.cuda.get_device_properties(device).total_memory / 2**30
     if not 0 < gib <= total: raise ValueError(f"memory_gib: {gib:g} is not between 0 and the {total:.1f} GiB of {device}")
     torch.cuda.set_per_process_memory_fraction(gib / total, device)
@@ -147,9 +149,9 @@ def default_chunk(values: Tensor) -> int: # (U, ...) patches -> how many to embe
     "As many patches as keep a CPU's cache, or a GPU, well filled."
     return max(1, min(4096, (128 if values.device.type == "cpu" else 4096) * 50**2 // values[0].numel()))
 
-def _out_of_memory(e): return isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)
+def _out_of_memory(e): return isinstance(e, torch.OutOfMemoryError) or any(s in str(e).lower() for s in ("out of memory", "can't allocate memory", "alloc_failed"))
 
-# %% ../nbs/02c_engine.ipynb #16bb266e
+# %% ../nbs/02c_engine.ipynb #de04cbd4
 def embed_distinct(
     encode,              # patches (n, ...) -> (n, D)
     batch: PatchBatch,
@@ -171,10 +173,12 @@ def embed_distinct(
                 if not _out_of_memory(e) or len(part) == 1: raise
                 short = str(e).splitlines()[0]
             if short is None: done += len(part); continue
-            if not on_cpu: torch.cuda.empty_cache()
+            if rows.device.type == "cuda": torch.cuda.empty_cache()
             fits[0] = min(fits[0], (len(part) + 1) // 2)
-            say(f"out of memory with {len(part)} patches at once ({short}); going on with {fits[0]}", flush=True)
+            say(f"out of memory with {len(part) + pad} patches at once ({short}); going on with {fits[0]}", flush=True)
         return torch.cat(out)
     pieces = rows.split(min(chunk, -(-len(rows) // threads)))
     if threads == 1: return torch.cat([piece(p) for p in pieces]), fits[0]
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool: return torch.cat(list(pool.map(piece, pieces))), fits[0]
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool: return torch.cat(list(pool.map(piece, pieces))), fits[0]
+    finally: torch.set_num_threads(threads) # a pool thread's setting is also the default of threads yet to come

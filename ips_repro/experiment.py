@@ -9,7 +9,9 @@ __all__ = ['TASKS', 'Patched', 'make_data', 'make_net', 'make_terms', 'make_trai
 
 # %% ../nbs/04a_experiment.ipynb #ac9620d9
 import os
+import platform
 import time
+from pathlib import Path
 
 import torch
 
@@ -66,7 +68,7 @@ def make_trainer(run: dict, device, on_step=None) -> Trainer:
 
 # %% ../nbs/04a_experiment.ipynb #26d18fec
 def flat_row(row: dict, left_s: float) -> dict:
-    "An epoch as a line of metrics.csv. All columns repeat from run to run with the same seed and device, except the last four, which measure the machine."
+    "An epoch as a line of metrics.csv. On a CPU all columns repeat from run to run with the same seed, except the last four, which measure the machine."
     flat = {"epoch": row["epoch"], "lr": row["lr"]}
     for part in ("train", "test"):
         flat[f"{part}_loss"] = row[part]["loss"] if row[part] else ""
@@ -101,6 +103,7 @@ def choose(device: str, scale: str) -> tuple[str, str]: # device, scale
 def seconds_per_image(run: dict, device) -> tuple[float, float]: # training, testing
     "Measured on one batch each, after a warm-up, with a network that is thrown away."
     t = make_trainer(run | {"n_train": min(run["batch_size"], run["n_train"]), "n_test": min(run["batch_size"], run["n_test"])}, device)
+    t.learn()
     t.evaluate()
     def per_image(do, data):
         start = time.perf_counter()
@@ -146,10 +149,15 @@ def train_run(run: dict, experiment: str, notebook: str, device: str):
         record.finish(summarise(rows))
     return record.folder
 
-def device_name(device: str) -> str:
-    "The device by its own name: the GPU's, or `cpu` and the number of threads."
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu ({torch.get_num_threads()} threads)" if device == "cpu" else device
+def _cpu_model():
+    try: return next(l.partition(":")[2].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name"))
+    except (OSError, StopIteration): return platform.processor() or platform.machine()
 
+def device_name(device: str) -> str:
+    "The device by its own name: the GPU's, or the processor's and the number of threads."
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{_cpu_model()}, {torch.get_num_threads()} threads" if device == "cpu" else device
+
+# %% ../nbs/04a_experiment.ipynb #48d3d559
 def check_jams(runs: list[dict]):
     "Digits so large that five may not find room by chance: try the very canvases of the runs before anything is written."
     for r in runs:

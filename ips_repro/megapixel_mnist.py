@@ -107,10 +107,7 @@ class Scenes:
     # shape (H, W); digit_size d; glyphs (k, s, s) uint8; noise_pos (n, k, 2), noise_index (n, k);
     # bank (images, labels); digit_pos (n, 5, 2), digit_index (n, 5); labels task -> (n, ...)
     def __len__(self): return len(self.digit_index)
-
-    def digit(self, index): # (d, d) uint8
-        "Digit `index` of the bank as it is painted."
-        return _to_uint8(_resize(self.bank[0][index].astype(np.float32) / 255, self.digit_size))
+    def digit(self, i): return _to_uint8(_resize(self.bank[0][i].astype(np.float32) / 255, self.digit_size)) # digit i of the bank as painted, uint8 (d, d)
 
     def boxes(self, i): # yields (row, col, glyph uint8)
         "What canvas `i` shows, in painting order: noise, then digits; a later box hides an earlier one."

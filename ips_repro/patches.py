@@ -45,7 +45,7 @@ class PatchBatch(NamedTuple):
         "The patches in `cells` of each image."
         return self.take(self.index.gather(1, cells))
 
-    def to(self, device): return PatchBatch(self.values.to(device, non_blocking=True), self.index.to(device, non_blocking=True))
+    def to(self, device): return PatchBatch(self.values.to(device), self.index.to(device))
 
 def compact(
     patches, # (B, N, ...) tensor, or a `PatchBatch`, returned as it is
@@ -55,7 +55,7 @@ def compact(
     if patches.ndim < 3: raise ValueError(f"patches: (B, N, ...) expected, got {tuple(patches.shape)}")
     B, N = patches.shape[:2]
     flat = patches.flatten(0, 1)                               # (B*N, ...)
-    inked = flat.flatten(1).any(1)                             # (B*N,)
+    inked = flat.flatten(1).any(1).bool()                      # (B*N,)
     index = torch.where(inked, inked.cumsum(0), 0).view(B, N)
     return PatchBatch(torch.cat([torch.zeros_like(flat[:1]), flat[inked]]), index)
 
@@ -81,7 +81,7 @@ def cut(
         n += len(values[-1])
     return PatchBatch(torch.from_numpy(np.concatenate(values)[:, None]), torch.from_numpy(np.stack(index).astype(np.int64)))
 
-# %% ../nbs/01a_patches.ipynb #7aa4715c
+# %% ../nbs/01a_patches.ipynb #014b0b38
 def _pixels(corners, boxes, rank, p, s, rows, cols):
     "Where every pixel of every box falls: (cell of the batch, pixel of the patch, rank and value), three flat tensors for each patch that can share a pixel."
     (B, K), (h, w), dev = corners.shape[:2], boxes.shape[-2:], corners.device
@@ -117,6 +117,7 @@ def paint(
     index = torch.where(touched & keep[row], (keep.cumsum(0) - 1)[row], 0)
     return PatchBatch(values[keep], index.view(B, -1))
 
+# %% ../nbs/01a_patches.ipynb #03c31478
 def join(batches: list) -> PatchBatch:
     "Several `PatchBatch`es as one."
     starts = np.cumsum([0] + [len(b.values) - 1 for b in batches]).tolist()

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['reblock', 'Streamed', 'select_stream', 'look_at', 'predict_stream']
 
-# %% ../nbs/03b_streaming.ipynb #8cbae157
+# %% ../nbs/03b_streaming.ipynb #26bc28b0
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .encoders import sinusoid
-from .engine import Selection, evaluating, numerics, recurrence
+from .engine import Selection, default_chunk, evaluating, numerics, recurrence
 from .ips_net import IPSNet, Output
 from .patches import compact
 
@@ -36,7 +37,7 @@ def reblock(
                 want, have, held = then, 0, []
     if held: yield tuple(torch.cat(x) for x in zip(*held))
 
-# %% ../nbs/03b_streaming.ipynb #0996040f
+# %% ../nbs/03b_streaming.ipynb #b3cd575a
 class Streamed(NamedTuple):
     "What was kept of one image."
     selection: Selection # (1, M): places and scores, best first
@@ -53,24 +54,36 @@ def _numbered(blocks):
 def _code(net, places): # (...) -> (..., D): computed where it is needed, so that no table of all places exists
     return (sinusoid(places, net.encoder.D) * net.use_position).to(net.device)
 
+def _ahead(net, blocks): # M+I patches, then as many times I as are worth embedding together
+    numbered = _numbered(blocks)
+    first = next(numbered, None)
+    if first is None: return
+    steps = max(1, (net.chunk or default_chunk(first[1].to(net.device))) // net.I)
+    yield from reblock(chain([first], numbered), net.M + net.I, steps * net.I)
+
+# %% ../nbs/03b_streaming.ipynb #38a9b7a3
 @torch.no_grad()
 def select_stream(
     net: IPSNet,
     blocks,  # yields patches (n, ...) uint8 or float, or (places (n,) int64, patches (n, ...)), on any device
     generator: torch.Generator = None, # for masking, in training
 ) -> Streamed:
-    "Iterative Patch Selection of one image that is read once. `ValueError` for an empty stream."
+    "Iterative Patch Selection of one image that is read once; always with the fast engine. `ValueError` for an empty stream."
     A, dev = net.transf.crs_attn.score_matrix(), net.device
     newcomers, kept, seen, selection = [], None, 0, None
     def arrivals():
-        for places, patches in reblock(_numbered(blocks), net.M + net.I, net.I):
-            newcomers[:], batch = [patches], compact(patches[None].to(dev))
+        for places, patches in _ahead(net, blocks):                                        # embedded together, arriving I at a time
+            batch = compact(patches[None].to(dev))
             logits = (net.embed(batch) @ A.T)[batch.index[0]] + _code(net, places) @ A.T   # (n, H*T)
-            yield places[None].to(dev), logits.T[None]
-    for top, selection in recurrence(arrivals(), net.M, net.mask if net.training else None, generator):
-        here = newcomers[0] if kept is None else torch.cat([kept, newcomers[0]])
-        kept, seen = here[top[0].to(here.device)], seen + len(newcomers[0])
+            for part in torch.arange(len(places)).split(net.I if seen else net.M + net.I):
+                newcomers[:] = [patches[part]]
+                yield places[part][None].to(dev), logits[part.to(dev)].T[None]
+    with numerics("float32"):
+        for top, selection in recurrence(arrivals(), net.M, net.mask if net.training else None, generator):
+            here = newcomers[0] if kept is None else torch.cat([kept, newcomers[0]])
+            kept, seen = here[top[0].to(here.device)], seen + len(newcomers[0])
     if selection is None: raise ValueError("blocks: the stream has no patches")
+    if net.n_patches not in (None, seen): raise ValueError(f"blocks: {seen} patches, but this network was made for {net.n_patches}")
     return Streamed(selection, kept, seen)
 
 # %% ../nbs/03b_streaming.ipynb #b817cfda

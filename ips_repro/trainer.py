@@ -58,7 +58,7 @@ def pass_over(
     on_step=None,             # called with (images done, images in all)
 ) -> dict:                    # loss (mean over images), right (task -> count), n
     "One pass over `data`: in random order with `step`, else in order, in eval mode and without gradient. `FloatingPointError` if the loss is not finite."
-    learn, n, losses, probs = step is not None, len(data), torch.zeros(len(terms), dtype=torch.float64), {t: [] for t in net.tasks}
+    learn, n, losses, probs = step is not None, len(data), torch.zeros(len(terms), dtype=torch.float64 if net.device.type != "mps" else torch.float32), {t: [] for t in net.tasks}
     order, losses = torch.randperm(n, generator=generator) if learn else torch.arange(n), losses.to(net.device)
     net.train(learn)
     with torch.set_grad_enabled(learn), numerics(net.precision):
@@ -68,10 +68,11 @@ def pass_over(
             values = weighted_terms(terms, net, out, labels)
             if learn: step(values.sum(), i)
             losses += values.detach() * len(idx)
-            if i % CHECK_EVERY == 0: check_finite(terms, losses)
+            seen = values.detach() if i == 0 else torch.where(seen.isfinite().all(), values.detach(), seen) # the first that is not finite stays
+            if i % CHECK_EVERY == 0: check_finite(terms, seen)
             for t in net.tasks: probs[t].append(out.probs[t].detach())
             if on_step: on_step(min((i + 1) * batch_size, n), n)
-    check_finite(terms, losses)
+    check_finite(terms, seen)
     right = score(net.tasks, {t: torch.cat(p).cpu().numpy() for t, p in probs.items()}, {t: data.labels[t][order.numpy()] for t in net.tasks})
     return {"loss": losses.sum().item() / n, "right": right, "n": n}
 
