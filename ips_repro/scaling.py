@@ -104,11 +104,11 @@ def measure_precision(scale: str, device: str, redo: bool = False) -> dict:
     run = resolve({"o2i": 0.13, "n_test": 100 if scale != "smoke" else 4} | small, "smoke" if scale == "smoke" else "quick")[0]
     return _measured("precision", run, scale, device, redo, lambda: precision_effect(run, device))
 
-# %% ../nbs/04d_scaling.ipynb #31209321
+# %% ../nbs/04d_scaling.ipynb #1c2984f5
 MEASURES = {"select_s_per_image": "selection, s", "train_s_per_image": "training step, s", "peak_mib": "peak memory, MiB"}
 
 def read_points(scale: str, device: str) -> pd.DataFrame: # a row an engine and setting
-    "Every finished point of a device: its setting, engine, the columns of MEASURES, distinct_per_image, idle_mib; for the fast engine also speedup, share_of_limit and limit_s."
+    "Every finished point of a device: its setting, engine, the columns of MEASURES, distinct_per_image, idle_mib; for the fast engine also speedup, and limit_s and share_of_limit at the best rate that any of them saw."
     rows = []
     for path in sorted(_folder(".", scale, device).glob("results_*/summary.json")):
         if state(path.parent) != "ok": continue
@@ -117,10 +117,13 @@ def read_points(scale: str, device: str) -> pd.DataFrame: # a row an engine and 
             if engine not in got: continue
             row = got["setting"] | {"engine": engine} | {k: got[engine][k] for k in (*MEASURES, "distinct_per_image", "idle_mib")}
             if engine == "fast":
-                limit = {"limit_s": got["roofline"]["limit_s_per_image"], "share_of_limit": got["roofline"]["share_of_limit"]}
-                row |= limit | {"same_selection": got.get("same_selection")} | {f"speedup_{k}": v for k, v in got.get("speedup", {}).items()}
+                row |= {k: got["roofline"][k] for k in ("gflop_per_image", "device_gflop_per_s")} | {"same_selection": got.get("same_selection")} | {f"speedup_{k}": v for k, v in got.get("speedup", {}).items()}
             rows.append(row)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    if len(table):
+        table["limit_s"] = table.gflop_per_image / table.groupby("precision").device_gflop_per_s.transform("max")
+        table["share_of_limit"] = table.limit_s / table.select_s_per_image
+    return table
 
 def along(table: pd.DataFrame, axis: str, base: dict) -> pd.DataFrame:
     "The rows of `read_points` that differ from the base setting in `axis` alone, in order."
