@@ -120,7 +120,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                       'ips_repro.experiment.Patched.batch': ('experiment.html#patched.batch', 'ips_repro/experiment.py'),
                                       'ips_repro.experiment._counts': ('experiment.html#_counts', 'ips_repro/experiment.py'),
                                       'ips_repro.experiment._cpu_model': ('experiment.html#_cpu_model', 'ips_repro/experiment.py'),
-                                      'ips_repro.experiment._log': ('experiment.html#_log', 'ips_repro/experiment.py'),
+                                      'ips_repro.experiment._flat_rows': ('experiment.html#_flat_rows', 'ips_repro/experiment.py'),
                                       'ips_repro.experiment._resumed': ('experiment.html#_resumed', 'ips_repro/experiment.py'),
                                       'ips_repro.experiment.check_device': ('experiment.html#check_device', 'ips_repro/experiment.py'),
                                       'ips_repro.experiment.check_jams': ('experiment.html#check_jams', 'ips_repro/experiment.py'),

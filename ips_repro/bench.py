@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['timed', 'stir', 'Measured', 'flops_per_patch', 'best_rate', 'Worker', 'in_common', 'bench', 'bench_text', 'stages']
 
-# %% ../nbs/04c_bench.ipynb #4dfb098d
+# %% ../nbs/04c_bench.ipynb #f82e7550
 import multiprocessing
 import platform
 import time
+from contextlib import suppress
 from statistics import median
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .core import generator
+from .encoders import resnet_encoder
 from .engine import Folded, numerics
 from .experiment import device_name, make_data, make_net, make_trainer
 from .losses import weighted_terms
@@ -83,7 +85,7 @@ def best_rate(device: str, precision: str = "float32", seconds: float = 0.5) -> 
             while time.perf_counter() < end: rate = max(rate, flops / timed(do, device)[0])
     return rate
 
-# %% ../nbs/04c_bench.ipynb #5d3c2d8f
+# %% ../nbs/04c_bench.ipynb #552be8af
 def _serve(conn, engine, run, device):
     "What a worker process does: build, then answer (method, argument) until told to stop."
     try:
@@ -102,8 +104,7 @@ class Worker:
 
     def ask(self, method: str, value=None):
         "The answer. `RuntimeError` says what went wrong there."
-        try: self.conn.send((method, value))
-        except OSError: pass # it stopped early; why is still in the pipe
+        with suppress(OSError): self.conn.send((method, value)) # it may have stopped early; why is still in the pipe
         try: answer, error = self.conn.recv()
         except (EOFError, OSError):
             self.process.join(5)
@@ -112,12 +113,11 @@ class Worker:
         return answer
 
     def stop(self):
-        try: self.conn.send("stop")
-        except OSError: pass
+        with suppress(OSError): self.conn.send("stop")          # it may be gone already
         self.process.join(5)
         self.process.kill()
 
-# %% ../nbs/04c_bench.ipynb #c4b93500
+# %% ../nbs/04c_bench.ipynb #7df093ef
 def in_common(a: list, b: list) -> float: # [[cells kept] per image], twice
     "The share of the patches kept in `a` that were kept in `b` too."
     return sum(len(set(x) & set(y)) for x, y in zip(a, b)) / sum(map(len, a))
@@ -128,7 +128,6 @@ def _summary(rounds, peaks):
     return numbers | {k: round(v, 1) for k, v in peaks.items()} | {"distinct_per_image": rounds[0]["distinct"], "rounds": len(rounds)} | every
 
 def _roofline(run, device, fast):
-    from ips_repro.encoders import resnet_encoder
     flops = flops_per_patch(resnet_encoder().to(device), (1, run["patch_size"], run["patch_size"])) * (fast["distinct_per_image"] + 1 / run["batch_size"])
     rate = best_rate(device, run["precision"])
     return {"gflop_per_image": flops / 1e9, "device_gflop_per_s": rate / 1e9, "limit_s_per_image": flops / rate, "share_of_limit": flops / rate / fast["select_s_per_image"]}

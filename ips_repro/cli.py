@@ -9,6 +9,7 @@ __all__ = ['BENCH', 'REINSTALL', 'check_request', 'parameter_help', 'cmd_run', '
 # %% ../nbs/90_cli.ipynb #c00506b5
 import argparse
 import importlib.metadata
+import inspect
 import os
 import subprocess
 import sys
@@ -89,26 +90,23 @@ def cmd_test(args) -> int:
     print(f"{passed} passed, {failed} failed", flush=True)
     return 0 if notebooks and not failed else 1
 
-# %% ../nbs/90_cli.ipynb #3542769b
-BENCH = (("canvas", 3000, "side of a canvas, pixels"), ("digit-size", 28, "digits, pixels"), ("n-noise", 800, "noise glyphs a canvas"), ("images", 4, "images in the batch"),
-         ("patch-size", 50, "side of a patch, pixels"), ("M", 100, "patches kept"), ("I", 100, "patches that join at each step"), ("precision", "float32", "float32, tf32 or bf16"),
-         ("repeats", 3, "rounds of which the median counts"))
+# %% ../nbs/90_cli.ipynb #f56d03c3
+BENCH = dict(canvas="side of a canvas, pixels", digit_size="digits, pixels", n_noise="noise glyphs a canvas", images="images in the batch", patch_size="side of a patch, pixels",
+             M="patches kept", I="patches that join at each step", precision="float32, tf32 or bf16") # the arguments of `bench_run`, which has their defaults
 
 def cmd_bench(args) -> int:
     "ips-repro bench"
-    setting = {name.replace("-", "_"): getattr(args, name.replace("-", "_")) for name, _, _ in BENCH}
-    check_values(setting | {"device": args.device})
-    repeats = setting.pop("repeats")
+    setting = {name: getattr(args, name) for name in BENCH}
+    check_values(setting | {"device": args.device, "repeats": args.repeats})
     bench_run(**setting)
-    if args.json and not Path(args.json).absolute().parent.is_dir(): raise ParameterError(f"json: there is no folder {Path(args.json).absolute().parent}")
-    if args.json and Path(args.json).is_dir(): raise ParameterError(f"json: {args.json} is a folder")
+    if args.json and (Path(args.json).is_dir() or not Path(args.json).absolute().parent.is_dir()): raise ParameterError(f"json: {args.json} is a folder, or there is no folder for it")
     from ips_repro.bench import bench, bench_text
     from ips_repro.experiment import check_device, choose
     try: device, _ = choose(args.device, "paper")
     except ValueError as e: raise ParameterError(str(e)) from None
     check_device([setting], device)
     engines = ("reference", "fast") if args.engine == "both" else (args.engine,)
-    try: result = bench(device, repeats, engines, say=lambda line: print(line, file=sys.stderr, flush=True), **setting)
+    try: result = bench(device, args.repeats, engines, say=lambda line: print(line, file=sys.stderr, flush=True), **setting)
     except RuntimeError as e: print(f"ips-repro: {e}", file=sys.stderr); return 1
     print(bench_text(result))
     if args.json: write_json(args.json, result)
@@ -198,12 +196,12 @@ def cmd_doctor(args) -> int:
     print("this installation is sound" if not bad else f"{bad} of {len(checks)} checks failed")
     return 1 if bad else 0
 
-# %% ../nbs/90_cli.ipynb #6ee59e67
+# %% ../nbs/90_cli.ipynb #88de4c59
 def _about_runs(sub):
     predict = sub.add_parser("predict", help="a trained run on images of your own", description="Probabilities, kept patches and pictures for a folder of images, a CSV with a column `path`, or one image (PNG, JPEG, TIFF; of any size).")
     predict.add_argument("run", help="the folder of a finished run")
     predict.add_argument("images", help="a folder, a CSV, or an image")
-    predict.add_argument("-o", dest="output", metavar="OUT", help="folder for predictions.csv, kept.csv and overlays/ (default: results/predictions/<name>-<time>)")
+    predict.add_argument("-o", dest="output", metavar="OUT", help="folder for predictions.csv, kept/ and overlays/ (default: results/predictions/<name>-<time>)")
     predict.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, or auto (default)")
     predict.add_argument("--skip-errors", action="store_true", help="exit 0 even if some images could not be read")
     predict.set_defaults(do=cmd_predict)
@@ -230,7 +228,10 @@ def parser() -> argparse.ArgumentParser:
     test.add_argument("--workers", type=int, default=2, help="notebooks at once (default 2)")
     test.set_defaults(do=cmd_test)
     bench = sub.add_parser("bench", help="time the fast engine against the definition", description="Selection and training step of one batch, both engines in turns, each in its own process.")
-    for name, default, what in BENCH: bench.add_argument(f"--{name}", type=type(default), default=default, help=f"{what} (default {default})")
+    for name, what in BENCH.items():
+        default = inspect.signature(bench_run).parameters[name].default
+        bench.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{what} (default {default})")
+    bench.add_argument("--repeats", type=int, default=3, help="rounds of which the median counts (default 3)")
     bench.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, or auto (default)")
     bench.add_argument("--engine", choices=("both", "fast", "reference"), default="both", help="time only one (default both)")
     bench.add_argument("--json", metavar="OUT", help="also write everything measured to this file")

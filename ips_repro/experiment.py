@@ -8,6 +8,7 @@ __all__ = ['TASKS', 'Patched', 'make_data', 'make_net', 'make_terms', 'make_trai
            'check_jams', 'check_device', 'train_all']
 
 # %% ../nbs/04a_experiment.ipynb #ac9620d9
+import itertools
 import os
 import platform
 import time
@@ -28,7 +29,7 @@ from .masking import STKIM
 from .megapixel_mnist import MegapixelMNIST, load_digits
 from .params import ParameterError
 from .progress import Progress, duration
-from .runs import Run, check_free, is_done, parameters_hash
+from .runs import Run, check_free, is_done, parameters_hash, state
 from .testbed import command, reduction_text, reductions, run_dir
 from .trainer import Trainer, restore_trainer, trainer_state
 
@@ -143,9 +144,9 @@ def _resumed(record, trainer): # -> the rows of the epochs that are done already
     print(f"going on after epoch {trainer.epoch} of {trainer.n_epochs}, from its checkpoint", flush=True)
     return saved["rows"]
 
-def _log(record, rows): # metrics.csv as of the last of `rows`
-    spent, left = sum(r["seconds"] for r in rows), record.parameters["n_epochs"] - rows[-1]["epoch"]
-    record.log(flat_row(rows[-1], spent / len(rows) * left))
+def _flat_rows(rows, n_epochs): # as they stood in metrics.csv
+    spent = itertools.accumulate(r["seconds"] for r in rows)
+    return [flat_row(r, s / r["epoch"] * (n_epochs - r["epoch"])) for r, s in zip(rows, spent)]
 
 @contextmanager
 def determinism(mode: str, device: str):
@@ -158,23 +159,24 @@ def determinism(mode: str, device: str):
     try: yield
     finally: torch.use_deterministic_algorithms(before)
 
-# %% ../nbs/04a_experiment.ipynb #8c85e972
+# %% ../nbs/04a_experiment.ipynb #5548a4c0
 def train_run(run: dict, experiment: str, notebook: str, device: str, redo: bool = False):
     "Train one run, or go on with it, and write its folder; returns the folder. `Held` if another process is at it."
     facts = dict(experiment=experiment, scale=run["scale"], digits=run["digits"], reduced=reductions(run), command=command(notebook, run), device=device_name(device))
     title = f"O2I {run['o2i']:g} %, n = {run['n_train']}, seed {run['seed']}"
+    anew = redo and state(run_dir(experiment, run)) == "ok" # a training again that was cut short goes on
     with determinism(run["determinism"], device), Run(run_dir(experiment, run), run, **facts) as record, Progress(run["n_epochs"], run["n_train"], title) as progress:
         if progress.bar is None: print(f"{title} -> {record.folder.relative_to(out_root())}", flush=True)
         if device.startswith("cuda"): torch.cuda.reset_peak_memory_stats(device)
-        if redo: clear(record.folder/"checkpoints")
+        if anew: clear(record.folder/"checkpoints")
         trainer = make_trainer(run, device, progress.step)
         rows = _resumed(record, trainer)
-        for i in range(len(rows)): _log(record, rows[:i + 1])
+        if rows: record.log(*_flat_rows(rows, run["n_epochs"]))
         progress.resume(rows)
         for row in trainer.epochs():
             rows.append(row)
             save_epoch(record.folder/"checkpoints", row["epoch"], {"of": parameters_hash(run), "trainer": trainer_state(trainer), "rows": rows}) # before it is told
-            _log(record, rows)
+            record.log(_flat_rows(rows, run["n_epochs"])[-1])
             progress.epoch(row)
         write_csv(record.folder/"selected_patches.csv", selected_patches(trainer.net, trainer.test, generator(run["seed"], "test")))
         write_atomic(record.folder/"weights.safetensors", safetensors({k: v.detach().cpu().contiguous() for k, v in trainer.net.state_dict().items()}))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_run', 'predict_image', 'overlay', 'predict_all']
 
-# %% ../nbs/04e_predict.ipynb #8daa667d
+# %% ../nbs/04e_predict.ipynb #b3543a73
 from pathlib import Path
 
 import cv2
@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .core import read_json, write_csv
+from .core import read_json, write_atomic, write_csv
 from .experiment import make_net
 from .geometry import canvas_shape, grid_shape
 from .images import covered, open_image, stream_patches, thumbnail
@@ -38,12 +38,12 @@ def load_run(folder: str|Path, device: str = "cpu") -> tuple[IPSNet, dict]:
     net.n_patches = None # images may have any size
     return net.eval(), run
 
-# %% ../nbs/04e_predict.ipynb #ef1a03a5
+# %% ../nbs/04e_predict.ipynb #992f274f
 def _said(kind, p): # a task's probabilities (classes,) -> the answer as text, and how sure
     if kind == "softmax": return str(int(p.argmax())), round(float(p.max()), 4)
     return " ".join(str(c) for c in np.flatnonzero(p >= 0.5)), round(float(np.maximum(p, 1 - p).min()), 4)
 
-def predict_image(net: IPSNet, run: dict, path: str|Path) -> tuple[dict, list[dict]]: # (a row of predictions.csv, the rows of kept.csv)
+def predict_image(net: IPSNet, run: dict, path: str|Path) -> tuple[dict, list[dict]]: # (its row of predictions.csv, the kept patches)
     "What the network says of an image file, and the patches it kept: x, y, w, h in the image's pixels, best first."
     p, s, image = run["patch_size"], run["stride"], open_image(path)
     H, W = image.height, image.width
@@ -65,30 +65,29 @@ def overlay(path: str|Path, boxes: list[dict], side: int = 1024) -> np.ndarray: 
         cv2.rectangle(picture, corner(b["x"], b["y"]), corner(b["x"] + b["w"], b["y"] + b["h"]), colour, 2)
     return picture
 
-# %% ../nbs/04e_predict.ipynb #6c99677a
+# %% ../nbs/04e_predict.ipynb #90fb9373
 def predict_all(
     net: IPSNet, run: dict,
     images: list,              # paths
     out: str|Path,             # folder; created
     say=print,                 # told about each image
 ) -> tuple[list[dict], int]:   # rows, how many could not be read
-    "Write `predictions.csv`, `kept.csv` and a picture of each image. An image that cannot be read gets a row that says why, and the rest goes on."
+    "Write `predictions.csv` and, for its row i, the kept patches `kept/i.csv` and the picture `overlays/i.png`. An image that cannot be read gets a row that says why, and the rest goes on."
     out = Path(out)
-    (out/"overlays").mkdir(parents=True, exist_ok=True)
-    rows, kept, errors = [], [], 0
+    for part in ("overlays", "kept"): (out/part).mkdir(parents=True, exist_ok=True)
+    rows, errors = [], 0
     for i, path in enumerate(images):
         try:
             row, boxes = predict_image(net, run, path)
             ok, png = cv2.imencode(".png", overlay(path, boxes)[..., ::-1])
-            (out/"overlays"/f"{i:05d}.png").write_bytes(png.tobytes()) # numbered as in the table: a name from outside is never a path here
+            write_atomic(out/"overlays"/f"{i:05d}.png", png.tobytes()) # numbered as in the table: a name from outside is never a path here
+            write_csv(out/"kept"/f"{i:05d}.csv", boxes)
             other = covered(row["height"], row["width"], run["patch_size"], run["stride"]) != canvas_shape(run["canvas"])
             say(f"{path}: " + ", ".join(f"{t} {row[t]}" for t in net.tasks) + (" (another grid of patches than in training)" if other and net.use_position else ""))
         except (ValueError, OSError) as e:
-            row, boxes, errors = {"image": str(path), "error": str(e)}, [], errors + 1
+            row, errors = {"image": str(path), "error": str(e)}, errors + 1
             say(f"{path}: ERROR {e}")
         rows.append(row)
-        kept += boxes
         names = ["image", "width", "height", "n_patches", *(n for t in net.tasks for n in (t, f"{t}_probability")), "error"]
         write_csv(out/"predictions.csv", [{n: r.get(n, "") for n in names} for r in rows])
-        if kept: write_csv(out/"kept.csv", kept)
     return rows, errors

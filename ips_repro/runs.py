@@ -17,7 +17,7 @@ import socket
 import subprocess
 import threading
 import traceback
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -105,7 +105,7 @@ def parameters_hash(parameters: dict) -> str: # 64 hex digits
     "SHA-256 of parameters, in whatever order they are given."
     return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
 
-# %% ../nbs/00b_runs.ipynb #0e58a6cd
+# %% ../nbs/00b_runs.ipynb #25f095e7
 class Run:
     """A run's folder, as a context manager. Whatever happens inside, `status.json` is written last and says so.
 
@@ -119,23 +119,21 @@ class Run:
 
     def __enter__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = _lock(self.folder, wait=3.) # a kernel whose launcher was killed needs a moment to go
-        try:
-            self.attempts = _earlier(self.folder)
+        with ExitStack() as held:
+            held.callback(_lock(self.folder, wait=3.).release) # a kernel whose launcher was killed needs a moment to go
+            held.enter_context(sigterm_interrupts())
+            attempts, me = _earlier(self.folder), {"host": socket.gethostname(), "pid": os.getpid(), "since": now()}
+            write_json(self.folder/"holder.json", me)          # before anything old goes: from here on this attempt is known
             for name in ("status.json", *OUTPUTS): (self.folder/name).unlink(missing_ok=True)
-            me = {"host": socket.gethostname(), "pid": os.getpid(), "since": now()}
-            write_json(self.folder/"holder.json", me)
             self.manifest = {"parameters": self.parameters, "parameters_sha256": parameters_hash(self.parameters), **self.facts, "git": git_state(), "versions": versions(),
-                             "started": me["since"], "ended": None, "attempts": self.attempts + [me]}
+                             "started": me["since"], "ended": None, "attempts": attempts + [me]}
             write_json(self.folder/"manifest.json", self.manifest)
-        except BaseException: self.lock.release(); raise
-        self.signals = sigterm_interrupts()
-        self.signals.__enter__()
+            self.held = held.pop_all()                         # lock and signals stay until the run's end
         return self
 
-    def log(self, row: dict):
-        "Add an epoch's row to metrics.csv."
-        self.rows.append(row)
+    def log(self, *rows: dict):
+        "Add epochs' rows to metrics.csv."
+        self.rows += rows
         write_csv(self.folder/"metrics.csv", self.rows)
 
     def finish(self, summary: dict):
@@ -145,7 +143,7 @@ class Run:
 
     def __exit__(self, kind, error, tb): _end(self, kind, error)
 
-# %% ../nbs/00b_runs.ipynb #74c6f31d
+# %% ../nbs/00b_runs.ipynb #358db4b3
 def _earlier(folder): # with the lock held: the attempts so far; strays of a killed one are swept up
     _settle(folder)
     for stray in folder.rglob(".*.tmp"): stray.unlink()
@@ -158,14 +156,11 @@ def _end(run, kind, error):
     why = None if error is None else "".join(traceback.format_exception_only(error)).strip()
     run.manifest["ended"] = run.manifest["attempts"][-1]["ended"] = now()
     run.manifest["attempts"][-1]["state"] = state
-    try:
+    with run.held:
         run.manifest["outputs"] = {n: sha256(run.folder/n) for n in OUTPUTS if (run.folder/n).is_file()}
         write_json(run.folder/"manifest.json", run.manifest)
         write_json(run.folder/"status.json", {"state": state, "error": why, "ended": run.manifest["ended"]})
         (run.folder/"holder.json").unlink()
-    finally:
-        run.signals.__exit__(None, None, None)
-        run.lock.release()
 
 # %% ../nbs/00b_runs.ipynb #e6486c92
 def state(folder: str|Path) -> str:
@@ -186,7 +181,8 @@ def why_not_done(folder: str|Path, parameters: dict) -> str|None:
     try: manifest = read_json(folder/"manifest.json")
     except (FileNotFoundError, ValueError): return "the manifest cannot be read"
     if manifest.get("parameters") != parameters or manifest.get("parameters_sha256") != parameters_hash(parameters): return "made with other parameters"
-    for name, was in manifest.get("outputs", {"metrics.csv": None}).items():
+    if not manifest.get("outputs"): return "the manifest lists no outputs"
+    for name, was in manifest["outputs"].items():
         if not (folder/name).is_file():
             if name != "weights.safetensors": return f"{name} is missing"
         elif sha256(folder/name) != was: return f"{name} is not what the run wrote"

@@ -117,8 +117,9 @@ class Trainer:
             machine = {"images_per_s": len(self.train) / (trained - start), "seconds": time.perf_counter() - start, "peak_mib": peak_memory_mib(self.net.device)}
             yield {"epoch": self.epoch, "lr": self.opt.param_groups[0]["lr"], "train": train, "test": test} | machine
 
-# %% ../nbs/04_trainer.ipynb #83714010
-def trainer_state(trainer: Trainer) -> dict: # tensors and plain values only
+# %% ../nbs/04_trainer.ipynb #e78308a4
+def trainer_state(trainer: Trainer) -> dict:
+    "All that another trainer of the same run needs to go on: tensors and plain values only."
     return {"epoch": trainer.epoch, "model": trainer.net.state_dict(), "opt": trainer.opt.state_dict(), "rng": rng_state()}
 
 def restore_trainer(trainer: Trainer, state: dict) -> None:
