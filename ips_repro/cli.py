@@ -246,3 +246,4 @@ def main(argv=None) -> int:
     try: return args.do(args)
     except ParameterError as e: print(f"ips-repro: {e}", file=sys.stderr); return 2
     except KeyboardInterrupt: print("ips-repro: interrupted", file=sys.stderr); return 130
+    except OSError as e: print(f"ips-repro: {e}", file=sys.stderr); return 1 # a folder that cannot be written, a full disk

@@ -6,12 +6,12 @@
 __all__ = ['SUFFIXES', 'open_image', 'covered', 'stream_patches', 'thumbnail', 'list_images']
 
 # %% ../nbs/03d_images.ipynb #8c1602e8
-import csv
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from .core import read_csv
 from .patches import windows
 
 # %% ../nbs/03d_images.ipynb #ea91ae26
@@ -24,6 +24,7 @@ def open_image(
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file")
     try:
         image = pyvips.Image.new_from_file(str(path), access="sequential", fail_on="truncated")
+        if image.get("vips-loader").removesuffix("load") not in ("png", "jpeg", "tiff"): raise ValueError(f"{path} is not a readable image: it is no PNG, JPEG or TIFF, whatever its name says")
         if image.hasalpha(): image = image.flatten()
         return image.colourspace("b-w" if channels == 1 else "srgb").cast("uchar")
     except pyvips.Error as e: raise ValueError(f"{path} is not a readable image: {_first_line(e)}") from None
@@ -71,7 +72,7 @@ def list_images(source: str|Path) -> list[Path]:
     source = Path(source)
     if source.is_dir(): found = sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
     elif source.suffix.lower() == ".csv" and source.is_file():
-        with source.open(newline="", encoding="utf-8-sig") as f: rows = list(csv.DictReader(f))
+        rows = read_csv(source)
         if rows and "path" not in rows[0]: raise ValueError(f"{source}: no column 'path', but {', '.join(map(str, rows[0]))}")
         found = [source.parent/r["path"] for r in rows if r["path"]]
     elif source.suffix.lower() in SUFFIXES: found = [source]

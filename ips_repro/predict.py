@@ -14,12 +14,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .core import read_json, write_atomic, write_csv
+from .core import write_atomic, write_csv
 from .experiment import make_net
 from .geometry import canvas_shape, grid_shape
 from .images import covered, open_image, stream_patches, thumbnail
 from .ips_net import IPSNet
-from .runs import sha256
+from .runs import read_manifest, sha256
 from .streaming import Streamed, predict_stream
 from .testbed import DEFAULTS
 
@@ -27,12 +27,12 @@ from .testbed import DEFAULTS
 def load_run(folder: str|Path, device: str = "cpu") -> tuple[IPSNet, dict]:
     "The network of a finished run and the run's parameters. `FileNotFoundError` or `ValueError` says which file is missing, altered or unreadable."
     folder = Path(folder)
-    manifest, weights = read_json(folder/"manifest.json"), folder/"weights.safetensors"
-    try: run, was = DEFAULTS | manifest["parameters"], manifest.get("outputs", {}).get(weights.name)
-    except (KeyError, TypeError, AttributeError): raise ValueError(f"{folder}/manifest.json is not the manifest of a run") from None
+    manifest, weights = read_manifest(folder), folder/"weights.safetensors"
+    run, was = DEFAULTS | manifest["parameters"], manifest["outputs"].get(weights.name)
     if not weights.is_file(): raise FileNotFoundError(f"{weights}: the weights of this run are not here; it is repeated by: {manifest.get('command', 'ips-repro run')}")
     if was != sha256(weights): raise ValueError(f"{weights} is not what the run wrote: its SHA-256 is not the manifest's")
-    net = make_net(run, device)
+    try: net = make_net(run, device)
+    except (KeyError, TypeError, ValueError, RuntimeError) as e: raise ValueError(f"{folder}/manifest.json does not describe a network ({type(e).__name__}: {e})") from e
     try: net.load_state_dict(load_file(weights, device=device))
     except (SafetensorError, RuntimeError, OSError) as e: raise ValueError(f"{weights} cannot be loaded: {e}") from e
     net.n_patches = None # images may have any size

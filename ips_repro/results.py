@@ -14,7 +14,7 @@ import pandas as pd
 import seaborn as sns
 
 from .core import read_json, scale_dir
-from .runs import state
+from .runs import read_manifest, state
 from .testbed import DEFAULTS, reduction_text, reductions, variant
 
 # %% ../nbs/04b_results.ipynb #7475f54c
@@ -24,18 +24,22 @@ def _finished(experiment, scale):
     "Folders of the finished runs of one scale, in order."
     return [p.parent for p in sorted((scale_dir("results", scale)/experiment).glob("results_*/seed_*/status.json")) if state(p.parent) == "ok"]
 
+def _row(folder):
+    manifest, final = read_manifest(folder), read_json(folder/"summary.json")["final"]
+    run = DEFAULTS | manifest["parameters"]
+    acc = {f"{part}_{t}": float(v["accuracy"]) for part in ("train", "test") for t, v in final[part].items() if t != "loss"}
+    return run | acc | {"device": manifest["device"], "reduced": reductions(run), "variant": variant(run), "folder": str(folder)}
+
 def read_runs(
     experiment: str,              # folder under results/, e.g. "O2I_datasize"
     scales: tuple = ("paper", "quick"),
 ) -> pd.DataFrame:                # a row a run: its parameters, test_<task> accuracies of the last epoch, n_test, device, folder
-    "Every finished run of an experiment. All others are left out."
+    "Every finished run of an experiment. All others are left out; `ValueError` names one that is damaged."
     rows = []
     for scale in scales:
         for folder in _finished(experiment, scale):
-            manifest, final = read_json(folder/"manifest.json"), read_json(folder/"summary.json")["final"]
-            acc = {f"{part}_{t}": v["accuracy"] for part in ("train", "test") for t, v in final[part].items() if t != "loss"}
-            run = DEFAULTS | manifest["parameters"]
-            rows.append(run | acc | {"device": manifest["device"], "reduced": reductions(run), "variant": variant(run), "folder": str(folder)})
+            try: rows.append(_row(folder))
+            except (KeyError, TypeError, AttributeError, ValueError) as e: raise ValueError(f"{folder} is not a run as it was written ({type(e).__name__}: {e}); remove it, or make it again") from e
     return pd.DataFrame(rows)
 
 # %% ../nbs/04b_results.ipynb #44cc25a2

@@ -6,13 +6,13 @@
 __all__ = ['CODES', 'check_output', 'RunFailed', 'why_not_complete', 'settle_all', 'run_notebook']
 
 # %% ../nbs/00d_runner.ipynb #b7438b7f
-import os
 import re
 import sys
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
-from .core import out_root, project_root
+from .core import out_root, project_root, write_atomic
 from .params import ParameterError, check_given, notebook_params
 from .runs import settle, sigterm_interrupts
 
@@ -89,12 +89,11 @@ def run_notebook(
     parameters = check_given(notebook_params(notebook), given)
     out = check_output(notebook, out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    tmp = out.with_name(f".{out.stem}.{os.getpid()}.tmp.ipynb")
-    try:
-        with sigterm_interrupts(): failed, code = _execute(notebook, parameters, tmp)
-        if tmp.exists(): os.replace(tmp, out)
-    finally:
-        tmp.unlink(missing_ok=True)
-        settle_all()
+    with tempfile.TemporaryDirectory() as held: # if this process is killed, half a copy stays there and not among the results
+        tmp = Path(held)/out.name
+        try:
+            with sigterm_interrupts(): failed, code = _execute(notebook, parameters, tmp)
+            if tmp.exists(): write_atomic(out, tmp.read_bytes())
+        finally: settle_all()
     if failed: raise RunFailed(f"{Path(notebook).name} failed: {failed} (executed copy: {out})", code)
     return out
