@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = ['cache_root', 'fetch', 'extract']
 
-# %% ../nbs/00f_download.ipynb #c8ee4e73
+# %% ../nbs/00f_download.ipynb #a6fe730f
+import lzma
 import os
 import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import pooch
 import requests
 from filelock import FileLock
 
-# %% ../nbs/00f_download.ipynb #5257755f
+# %% ../nbs/00f_download.ipynb #7b51b726
 def cache_root() -> Path: # absolute; not created
     "Where downloads are kept: `$IPS_REPRO_CACHE` if set, else `~/.cache/ips_repro`."
     asked = os.environ.get("IPS_REPRO_CACHE")
@@ -27,7 +29,8 @@ def _go_on(part): # a pooch downloader that keeps what has arrived in the file `
     def download(url, output_file, _):
         with part.open("ab") as f:
             have = f.tell()
-            with requests.get(url, stream=True, timeout=30, headers={"Range": f"bytes={have}-"} if have else {}) as answer:
+            with requests.get(url, stream=True, timeout=30, headers={"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})) as answer:
+                if url.startswith("https:") and not answer.url.startswith("https:"): raise requests.RequestException(f"it leads to {answer.url}, which is not https")
                 if answer.status_code != 416:                       # 416: there is nothing after what is here
                     answer.raise_for_status()
                     if answer.status_code != 206: f.truncate(0)     # a server that always starts at the beginning
@@ -37,6 +40,7 @@ def _go_on(part): # a pooch downloader that keeps what has arrived in the file `
 
 def _fetch(url, sha256, folder, tries=3):
     folder, name = Path(folder), url.rpartition("/")[2]
+    if (folder/name).is_file() and pooch.file_hash(folder/name) == sha256: return folder/name # also where nothing can be written
     folder.mkdir(parents=True, exist_ok=True)
     pooch.get_logger().setLevel("ERROR")
     with FileLock(folder/f".{name}.lock"):                          # two runs that need the same file
@@ -56,7 +60,7 @@ def fetch(
     if not url.startswith("https://"): raise ValueError(f"url: {url} is not https")
     return _fetch(url, sha256, folder)
 
-# %% ../nbs/00f_download.ipynb #8c866f27
+# %% ../nbs/00f_download.ipynb #143a5eed
 def extract(
     archive: str|Path,  # .zip, .tar, .tar.gz, ...
     folder: str|Path,   # appears in one step; if it is there already nothing is done
@@ -75,6 +79,6 @@ def extract(
         else:
             with tarfile.open(archive) as t: t.extractall(tmp, filter="data")
         os.replace(tmp, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as e: raise ValueError(f"{archive} cannot be unpacked: {e}") from e
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError) as e: raise ValueError(f"{archive} cannot be unpacked: {e}") from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return folder

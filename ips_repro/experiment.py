@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TASKS', 'Patched', 'make_data', 'make_net', 'make_terms', 'make_trainer', 'flat_row', 'summarise', 'selected_patches',
            'choose', 'seconds_per_image', 'estimate_seconds', 'describe', 'determinism', 'train_run', 'device_name',
-           'check_jams', 'check_device', 'train_all']
+           'check_jams', 'check_backbones', 'check_device', 'train_all']
 
 # %% ../nbs/04a_experiment.ipynb #ac9620d9
 import itertools
@@ -18,10 +18,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save as safetensors
 
-from .checkpoint import clear, newest, save_epoch
+from .checkpoint import newest, run_key, save_epoch
 from .core import child_seed, generator, out_root, seed_libraries, write_atomic, write_csv
-from .encoders import resnet_encoder
+from .diagnosis import diagnose
+from .encoders import make_encoder
 from .engine import cap_memory
+from .experiments import command, reduced
 from .geometry import always_room, canvas_shape
 from .ips_net import IPSNet
 from .losses import DiversityLoss, SemanticLoss, TaskLoss
@@ -29,8 +31,8 @@ from .masking import STKIM
 from .megapixel_mnist import MegapixelMNIST, load_digits
 from .params import ParameterError
 from .progress import Progress, duration
-from .runs import Run, check_free, is_done, parameters_hash, state
-from .testbed import command, reduction_text, reductions, run_dir
+from .runs import Run, check_free, parameters_hash, state, why_not_done
+from .testbed import DEFAULTS, reduction_text, run_dir
 from .trainer import Trainer, restore_trainer, trainer_state
 
 # %% ../nbs/04a_experiment.ipynb #75751205
@@ -56,7 +58,8 @@ def make_net(run: dict, device) -> IPSNet:
     seed_libraries(child_seed(run["seed"], "weights"))
     mask = STKIM(run["mask_p"], run["mask_k"]) if run["mask_p"] else None
     shuffle = None if run["shuffle"] == "none" else run["shuffle"]
-    return IPSNet(resnet_encoder(), TASKS, run["M"], run["I"], run["n_patches"], shuffle=shuffle, mask=mask, engine=run["engine"], precision=run["precision"]).to(device)
+    encoder = make_encoder(run["backbone"], run["pretrained"], run["frozen"], 1, run["patch_size"])
+    return IPSNet(encoder, TASKS, run["M"], run["I"], run["n_patches"], shuffle=shuffle, mask=mask, engine=run["engine"], precision=run["precision"]).to(device)
 
 def make_terms(run: dict) -> list:
     "The losses of a run."
@@ -87,13 +90,11 @@ def summarise(rows: list) -> dict:
     best = max((r for r in rows if r["test"]), key=lambda r: sum(r["test"]["right"].values()))
     return {"final": pick(rows[-1]), "best_by_test": pick(best), "seconds": round(sum(r["seconds"] for r in rows), 1), "peak_mib": round(max(r["peak_mib"] for r in rows))}
 
-@torch.no_grad()
-def selected_patches(net: IPSNet, data: Patched, draws=None, images: int = 4) -> list[dict]:
-    "The patches kept of the first few images: a row each, in canvas pixels, best first. `draws`: the generator for shuffling."
-    n = min(images, len(data))
-    sel, columns = net.eval().select(data.batch(range(n)), draws), (data.canvases.shape[1] - data.patch_size) // data.stride + 1
+def selected_patches(data: Patched, cells, scores, images: int = 4) -> list[dict]:
+    "The kept cells (n, M) of the first few images: a row each, in canvas pixels, best first."
+    columns = (data.canvases.shape[1] - data.patch_size) // data.stride + 1
     return [{"image": i, "rank": rank, "x": cell % columns * data.stride, "y": cell // columns * data.stride, "w": data.patch_size, "h": data.patch_size, "score": round(score, 8)}
-            for i in range(n) for rank, (cell, score) in enumerate(zip(sel.index[i].tolist(), sel.score[i].tolist()))]
+            for i in range(min(images, len(cells))) for rank, (cell, score) in enumerate(zip(cells[i].tolist(), scores[i].tolist()))]
 
 # %% ../nbs/04a_experiment.ipynb #e231a06d
 def choose(device: str, scale: str) -> tuple[str, str]: # device, scale
@@ -126,23 +127,26 @@ def estimate_seconds(runs: list[dict], device) -> float:
         total += run["n_epochs"] * run["n_train"] * train + tests * run["n_test"] * test
     return total
 
-def describe(runs: list[dict], device: str) -> str:
+def describe(runs: list[dict], device: str, experiment: str = "") -> str:
     "The plan in words."
     scale, first = runs[0]["scale"], runs[0]
     grid = [f"O2I {d} %" for d in dict.fromkeys(f"{r['o2i']:g}" for r in runs)] + [f"n = {n}" for n in dict.fromkeys(r["n_train"] for r in runs)] + [f"seed {s}" for s in dict.fromkeys(r["seed"] for r in runs)]
     lines = [f"{len(runs)} run{'s' * (len(runs) > 1)} at scale '{scale}' on {device}: {', '.join(grid)}",
              f"each: {first['n_epochs']} epochs, {first['n_test']} test canvases of {first['canvas']} px, digits from '{first['digits']}', M = {first['M']}, I = {first['I']}, patches of {first['patch_size']} px"]
-    if scale != "paper" or any(reductions(r) for r in runs): lines.append("differs from the paper: " + (", ".join(reduction_text([reductions(r) for r in runs])) or "in nothing"))
+    less = reduction_text([reduced(experiment, r) for r in runs])
+    if scale != "paper" or less: lines.append("differs from the paper: " + (", ".join(less) or "in nothing"))
     return "\n".join(lines)
 
 # %% ../nbs/04a_experiment.ipynb #dae6cd27
-def _resumed(record, trainer): # -> the rows of the epochs that are done already
+def _resumed(record, key, device, on_step): # -> trainer, the rows of the epochs that are done already
     "Go on from the newest whole checkpoint of this very run, if there is one."
-    saved = newest(record.folder/"checkpoints", parameters_hash(record.parameters))
-    if saved is None: return []
-    restore_trainer(trainer, saved["trainer"])
-    print(f"going on after epoch {trainer.epoch} of {trainer.n_epochs}, from its checkpoint", flush=True)
-    return saved["rows"]
+    def use(saved):
+        trainer = make_trainer(record.parameters, device, on_step)
+        restore_trainer(trainer, saved["trainer"])
+        if [r["epoch"] for r in saved["rows"]] != list(range(1, trainer.epoch + 1)): raise ValueError("its rows are not those of its epochs")
+        print(f"going on after epoch {trainer.epoch} of {trainer.n_epochs}, from its checkpoint" + (f"; since then there is another {', '.join(record.changed)}" if record.changed else ""), flush=True)
+        return trainer, saved["rows"]
+    return newest(record.folder/"checkpoints", key, use) or (make_trainer(record.parameters, device, on_step), [])
 
 def _flat_rows(rows, n_epochs): # as they stood in metrics.csv
     spent = itertools.accumulate(r["seconds"] for r in rows)
@@ -162,25 +166,25 @@ def determinism(mode: str, device: str):
 # %% ../nbs/04a_experiment.ipynb #5548a4c0
 def train_run(run: dict, experiment: str, notebook: str, device: str, redo: bool = False):
     "Train one run, or go on with it, and write its folder; returns the folder. `Held` if another process is at it."
-    facts = dict(experiment=experiment, scale=run["scale"], digits=run["digits"], reduced=reductions(run), command=command(notebook, run), device=device_name(device))
+    facts = dict(experiment=experiment, scale=run["scale"], digits=run["digits"], reduced=reduced(experiment, run), command=command(experiment, notebook, run), device=device_name(device))
     title = f"O2I {run['o2i']:g} %, n = {run['n_train']}, seed {run['seed']}"
-    anew = redo and state(run_dir(experiment, run)) == "ok" # a training again that was cut short goes on
-    with determinism(run["determinism"], device), Run(run_dir(experiment, run), run, **facts) as record, Progress(run["n_epochs"], run["n_train"], title) as progress:
+    with determinism(run["determinism"], device), Run(run_dir(experiment, run), run, redo, **facts) as record, Progress(run["n_epochs"], run["n_train"], title) as progress:
         if progress.bar is None: print(f"{title} -> {record.folder.relative_to(out_root())}", flush=True)
         if device.startswith("cuda"): torch.cuda.reset_peak_memory_stats(device)
-        if anew: clear(record.folder/"checkpoints")
-        trainer = make_trainer(run, device, progress.step)
-        rows = _resumed(record, trainer)
+        key = run_key(parameters_hash(run), record.series)
+        trainer, rows = _resumed(record, key, device, progress.step)
         if rows: record.log(*_flat_rows(rows, run["n_epochs"]))
+        else: (record.folder/"metrics.csv").unlink(missing_ok=True)
         progress.resume(rows)
         for row in trainer.epochs():
             rows.append(row)
-            save_epoch(record.folder/"checkpoints", row["epoch"], {"of": parameters_hash(run), "trainer": trainer_state(trainer), "rows": rows}) # before it is told
+            save_epoch(record.folder/"checkpoints", row["epoch"], {"of": key, "trainer": trainer_state(trainer), "rows": rows}) # before it is told
             record.log(_flat_rows(rows, run["n_epochs"])[-1])
             progress.epoch(row)
-        write_csv(record.folder/"selected_patches.csv", selected_patches(trainer.net, trainer.test, generator(run["seed"], "test")))
+        found, cells, scores = diagnose(trainer.net, trainer.test, generator(run["seed"], "test"), run["batch_size"])
+        write_csv(record.folder/"selected_patches.csv", selected_patches(trainer.test, cells, scores))
         write_atomic(record.folder/"weights.safetensors", safetensors({k: v.detach().cpu().contiguous() for k, v in trainer.net.state_dict().items()}))
-        record.finish(summarise(rows))
+        record.finish(summarise(rows) | {"selection": found})
     return record.folder
 
 # %% ../nbs/04a_experiment.ipynb #90e8190d
@@ -200,6 +204,13 @@ def check_jams(runs: list[dict]):
         try: [make_data(r, train) for train in (True, False)]
         except ValueError as e: raise ParameterError(f"o2i: {r['o2i']:g} %: {e}") from None
 
+def check_backbones(runs: list[dict]):
+    "Encoders other than the plain one: make each once, so that a name or weights that cannot be had are told before anything is written."
+    for args in dict.fromkeys((r["backbone"], r["pretrained"], r["frozen"], 1, r["patch_size"]) for r in runs):
+        if args[:3] == ("resnet18", False, False): continue
+        try: make_encoder(*args)
+        except ValueError as e: raise ParameterError(str(e)) from None
+
 def check_device(runs: list[dict], device: str, memory_gib: float|None = None):
     "Refuse what this device cannot do, and cap its memory."
     if not device.startswith("cuda") and any(r["precision"] == "tf32" for r in runs): raise ParameterError(f"precision: tf32 exists on a GPU, not on {device}")
@@ -212,9 +223,12 @@ def train_all(runs: list[dict], experiment: str, notebook: str, device: str, red
     check_device(runs, device, memory_gib)
     load_digits(runs[0]["digits"])                                   # missing digits are told before anything is written
     check_jams(runs)
-    todo = [r for r in runs if redo or not is_done(run_dir(experiment, r), r)]
+    check_backbones(runs)
+    why = {str(run_dir(experiment, r)): why_not_done(run_dir(experiment, r), r, DEFAULTS) for r in runs}
+    todo = [r for r in runs if redo or why[str(run_dir(experiment, r))]]
     for r in todo: check_free(run_dir(experiment, r))                # somebody else at it is told before an estimate is made
-    print(describe(runs, device))
+    for folder in (f for f, reason in why.items() if reason and state(f) == "ok"): print(f"made again, for {why[folder]}: {folder}")
+    print(describe(runs, device, experiment))
     if len(todo) < len(runs): print(f"{len(runs) - len(todo)} of them already done with the same parameters: reused (redo=True trains again)")
     if todo: print(f"estimated time: {duration(estimate_seconds(todo, device))}, measured on a batch of each kind of run", flush=True)
     for r in todo: train_run(r, experiment, notebook, device, redo)

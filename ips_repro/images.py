@@ -23,8 +23,9 @@ def open_image(
     import pyvips
     if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file")
     try:
-        image = pyvips.Image.new_from_file(str(path), access="sequential", fail_on="truncated")
+        image = pyvips.Image.new_from_file(str(path), access="sequential", fail_on="error")
         if image.get("vips-loader").removesuffix("load") not in ("png", "jpeg", "tiff"): raise ValueError(f"{path} is not a readable image: it is no PNG, JPEG or TIFF, whatever its name says")
+        if image.format not in ("uchar", "ushort"): raise ValueError(f"{path} is not a readable image: its pixels are {image.format}, not whole numbers of 8 or 16 bits")
         if image.hasalpha(): image = image.flatten()
         return image.colourspace("b-w" if channels == 1 else "srgb").cast("uchar")
     except pyvips.Error as e: raise ValueError(f"{path} is not a readable image: {_first_line(e)}") from None
@@ -59,7 +60,7 @@ def stream_patches(
 def thumbnail(path: str|Path, side: int = 1024) -> np.ndarray: # uint8 (h, w, 3)
     "The image, no larger than `side` pixels."
     import pyvips
-    try: small = pyvips.Image.thumbnail(str(path), side, height=side, size="down")
+    try: small = pyvips.Image.thumbnail(str(path), side, height=side, size="down", no_rotate=True)
     except pyvips.Error as e: raise ValueError(f"{path} is not a readable image: {_first_line(e)}") from None
     if small.hasalpha(): small = small.flatten()
     return small.colourspace("srgb").cast("uchar").numpy()

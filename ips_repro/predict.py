@@ -14,12 +14,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .core import write_atomic, write_csv
+from .core import sha256, write_atomic, write_csv
 from .experiment import make_net
 from .geometry import canvas_shape, grid_shape
 from .images import covered, open_image, stream_patches, thumbnail
 from .ips_net import IPSNet
-from .runs import read_manifest, sha256
+from .runs import parameters_hash, read_manifest
 from .streaming import Streamed, predict_stream
 from .testbed import DEFAULTS
 
@@ -29,9 +29,10 @@ def load_run(folder: str|Path, device: str = "cpu") -> tuple[IPSNet, dict]:
     folder = Path(folder)
     manifest, weights = read_manifest(folder), folder/"weights.safetensors"
     run, was = DEFAULTS | manifest["parameters"], manifest["outputs"].get(weights.name)
+    if manifest.get("parameters_sha256") != parameters_hash(manifest["parameters"]): raise ValueError(f"{folder}/manifest.json is not what the run wrote: its parameters do not have their SHA-256")
     if not weights.is_file(): raise FileNotFoundError(f"{weights}: the weights of this run are not here; it is repeated by: {manifest.get('command', 'ips-repro run')}")
     if was != sha256(weights): raise ValueError(f"{weights} is not what the run wrote: its SHA-256 is not the manifest's")
-    try: net = make_net(run, device)
+    try: net = make_net(run | {"pretrained": False}, device)     # its own weights come below
     except (KeyError, TypeError, ValueError, RuntimeError) as e: raise ValueError(f"{folder}/manifest.json does not describe a network ({type(e).__name__}: {e})") from e
     try: net.load_state_dict(load_file(weights, device=device))
     except (SafetensorError, RuntimeError, OSError) as e: raise ValueError(f"{weights} cannot be loaded: {e}") from e
@@ -74,7 +75,9 @@ def predict_all(
 ) -> tuple[list[dict], int]:   # rows, how many could not be read
     "Write `predictions.csv` and, for its row i, the kept patches `kept/i.csv` and the picture `overlays/i.png`. An image that cannot be read gets a row that says why, and the rest goes on."
     out = Path(out)
-    for part in ("overlays", "kept"): (out/part).mkdir(parents=True, exist_ok=True)
+    for part, kind in (("overlays", "png"), ("kept", "csv")):
+        (out/part).mkdir(parents=True, exist_ok=True)
+        for old in (out/part).glob(f"[0-9][0-9][0-9][0-9][0-9].{kind}"): old.unlink() # of another run of this: they would not belong to this table
     rows, errors = [], 0
     for i, path in enumerate(images):
         try:

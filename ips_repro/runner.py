@@ -78,7 +78,9 @@ def _execute(notebook, parameters, tmp):
 
 def settle_all() -> None:
     "Write down the end of every run whose process is gone without having done so."
-    for path in (out_root()/"results").rglob("holder.json"): settle(path.parent)
+    for path in (out_root()/"results").rglob("holder.json"):
+        try: settle(path.parent)
+        except OSError as e: print(f"{path.parent}: its end cannot be written down ({e})", file=sys.stderr)
 
 def run_notebook(
     notebook: str|Path,        # has a cell tagged `parameters`
