@@ -88,7 +88,7 @@ def long_table(
     long = wide.rename(columns={f"test_{n}": n for n in TASK_NAMES}).melt([*keys, "source"], TASK_NAMES, "task", "accuracy")
     return long.dropna(subset=["accuracy"]).reset_index(drop=True)
 
-# %% ../nbs/04b_results.ipynb #465191df
+# %% ../nbs/04b_results.ipynb #20146ed6
 def accuracy_panels(
     long: pd.DataFrame, # from `long_table`
     x: str, hue: str,   # columns: horizontal axis (numbers, or names, which stand side by side) and colour
@@ -106,7 +106,7 @@ def accuracy_panels(
     for ax in g.axes.flat:
         if log_x: ax.set_xscale("log", base=2)
         ticks = sorted(long[x].unique())
-        if log_x: ticks = [t for i, t in enumerate(ticks) if not i or t > 1.3 * ticks[i - 1]] # labels that would lie on each other
+        if log_x: ticks = [t for i, t in enumerate(ticks) if not i or t > 1.2 * ticks[i - 1]] # labels that would lie on each other
         ax.set(ylim=(0, 1.02), xticks=ticks)
         ax.set_xticklabels(names or [f"{t:g}" for t in ticks], rotation=45, ha="right")
         ax.minorticks_off()
