@@ -32,6 +32,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'ips_repro.bench.stir': ('bench.html#stir', 'ips_repro/bench.py'),
                                  'ips_repro.bench.timed': ('bench.html#timed', 'ips_repro/bench.py')},
             'ips_repro.checkpoint': { 'ips_repro.checkpoint._epochs': ('checkpoint.html#_epochs', 'ips_repro/checkpoint.py'),
+                                      'ips_repro.checkpoint._run': ('checkpoint.html#_run', 'ips_repro/checkpoint.py'),
                                       'ips_repro.checkpoint.newest': ('checkpoint.html#newest', 'ips_repro/checkpoint.py'),
                                       'ips_repro.checkpoint.read_checkpoint': ( 'checkpoint.html#read_checkpoint',
                                                                                 'ips_repro/checkpoint.py'),

@@ -34,6 +34,7 @@ def read_checkpoint(path: str|Path) -> dict:
     head, _, body = Path(path).read_bytes().partition(b"\n")
     if head != MAGIC + hashlib.sha256(body).hexdigest().encode(): raise ValueError(f"{path} is not a whole checkpoint: its SHA-256 does not fit its content")
     try: state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except MemoryError: raise                                       # says nothing about the file
     except Exception as e: raise ValueError(f"{path} cannot be loaded: {e}") from e
     if not isinstance(state, dict): raise ValueError(f"{path} holds a {type(state).__name__}, not a dictionary")
     return state
@@ -56,16 +57,20 @@ def newest(
     of: str,                    # the run, see `run_key`: a checkpoint of another one is not used
     use=lambda state: state,    # tried on the newest; if it raises, on the one before
 ):                              # what `use` made of it, or None
-    "Go on from the newest checkpoint that is whole, belongs to this run and can be used. What is refused is warned about by name, and removed, so that it is never kept in place of what comes after."
+    "Go on from the newest checkpoint that is whole, belongs to this run and can be used. What is refused is warned about by name and set aside as `.refused`, so that it is never kept in place of what comes after. Memory that runs out is not the file's fault, and is raised."
     for path in _epochs(folder).values():
         try:
             state = read_checkpoint(path)
-            if state.get("of") != of: raise ValueError(f"{path} belongs to another run")
-            return use(state)
+            if _run(state.get("of")) != _run(of): raise ValueError(f"{path} belongs to another run")
+            if state["of"] == of: return use(state)
+            path.unlink()                                          # of an earlier training of this run, which is being done again
+        except (torch.OutOfMemoryError, MemoryError, OSError): raise
         except Exception as e:
             warnings.warn(f"checkpoint refused: {e if str(path) in str(e) else f'{path} does not fit ({type(e).__name__}: {e})'}", stacklevel=2)
-            path.unlink(missing_ok=True)
+            path.replace(path.with_suffix(".refused"))
     return None
+
+def _run(of): return str(of).partition(" ")[0]
 
 def run_key(parameters_sha256: str, series: str) -> str:
     "What a checkpoint belongs to: these parameters, in this training and not in an earlier one that was done again."
