@@ -39,7 +39,7 @@ def cmd_sweep(args) -> int:
     print(sweep_table(rows))
     return 0 if all(r["state"] == "ok" for r in rows) else 1
 
-# %% ../nbs/88_cli_sweep.ipynb #dad7c092
+# %% ../nbs/88_cli_sweep.ipynb #168a5f13
 def cmd_compare(args) -> int:
     "ips-repro compare: 1 if a value at paper scale lies outside its band."
     if unknown := set(args.experiments) - set(EXPERIMENTS): raise ParameterError(f"experiment: {sorted(unknown)[0]!r} is none of {', '.join(EXPERIMENTS)}")
@@ -49,7 +49,8 @@ def cmd_compare(args) -> int:
     if not args.experiments: print(f"written: {write_page(page)}")
     return 1 if outside else 0
 
-def about_sweeps(sweep):
+def about_sweeps(sweep) -> None:
+    "Add what `ips-repro sweep` understands to its argparse parser."
     sweep.add_argument("--slots", type=int, default=1, help="runs at once (default 1)")
     sweep.add_argument("--gpus", help="CUDA devices, with commas, one for each slot")
     sweep.add_argument("--retry", choices=("failed",), help="only those that failed, were killed or interrupted, again")

@@ -15,7 +15,7 @@ import seaborn as sns
 from .experiments import EXPERIMENTS
 from .results import SELECTION, TASK_NAMES, accuracy_panels, long_table, published_points, quick_note, read_runs, save_figure
 
-# %% ../nbs/04f_figures.ipynb #fe7e671d
+# %% ../nbs/04f_figures.ipynb #0fd19c31
 class Figure(NamedTuple):
     "How the accuracies of an experiment are drawn."
     x: str           # column of the horizontal axis: a parameter or one of `_named`
@@ -27,14 +27,14 @@ class Figure(NamedTuple):
 
 FIGURES = { # experiment -> name of the file, how it is drawn
     "O2I_datasize": {"O2I_datasize": Figure("n_train", "O2I", "training canvases", "Small objects need more training canvases", True, "canvas != 1500 or scale != 'published'")},
-    "Dataset_Size": {"Dataset_Size": Figure("n_train", "O2I", "training canvases", "Below a thousand canvases nothing general is learnt", True)},
+    "Dataset_Size": {"Dataset_Size": Figure("n_train", "O2I", "training canvases", "The smallest digits, from few canvases to many", True)},
     "Noise_Size": {"Noise_Size": Figure("n_noise", "training canvases", "noise glyphs a canvas", "With enough training canvases the amount of noise hardly matters", True)},
-    "Digit_Thickness": {"Digit_Thickness": Figure("noise_thickness", "stroke", "stroke width of the noise, px", "Noise as thick as digits is taken for digits", False, "canvas != 3000")},
-    "Patch_Size": {"Patch_Size": Figure("patch_size", "O2I", "side of a patch, px", "Patches of about the size of an object do best")},
-    "Backbones": {"Backbones": Figure("encoder", "setting", "", "A larger, frozen backbone does not help")},
+    "Digit_Thickness": {"Digit_Thickness": Figure("noise_thickness", "stroke", "stroke width of the noise, px", "Stroke width of the noise: in whole pixels, and in between", False, "canvas != 3000")},
+    "Patch_Size": {"Patch_Size": Figure("patch_size", "O2I", "side of a patch, px", "Side of a patch, for digits of 84 px")},
+    "Backbones": {"Backbones": Figure("encoder", "setting", "", "Backbones: from scratch, with ImageNet weights, frozen")},
     "Semantic_Diversity_Regularisation": {"Semantic_Diversity_Regularisation": Figure("w_diversity", "O2I", "weight W of the diversity loss", "Regularisers for the attention of the heads")},
-    "Attention_Masking": {"Attention_Masking_P": Figure("mask_p", "K, canvases", "probability P of hiding a patch", "Hiding the most attended patches in training costs accuracy"),
-                          "Attention_Masking_K": Figure("mask_k", "P, canvases", "patches at risk, K", "The more patches are at risk, the worse", False, "mask_p == 0.2")},
+    "Attention_Masking": {"Attention_Masking_P": Figure("mask_p", "K, canvases", "probability P of hiding a patch", "Hiding the most attended patches in training, with probability P"),
+                          "Attention_Masking_K": Figure("mask_k", "P, canvases", "patches at risk, K", "Hiding the most attended patches in training: K at risk", False, "mask_p == 0.2")},
     "Bezier_vs_Original_Noise": {"Bezier_vs_Original_Noise": Figure("noise_kind", "memory", "", "Curved noise against the straight strokes of the benchmark before")},
 }
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAUNCHER', 'STOP_S', 'sweep', 'sweep_table']
 
-# %% ../nbs/04h_sweep.ipynb #642f1161
+# %% ../nbs/04h_sweep.ipynb #d1d25548
 import os
 import queue
 import signal
@@ -13,12 +13,13 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from .core import out_root, project_root
 from .plan import action, words
 from .runs import settle, state
 
-# %% ../nbs/04h_sweep.ipynb #fe1321e1
+# %% ../nbs/04h_sweep.ipynb #23d2e746
 LAUNCHER = "import sys; from ips_repro.cli import main; sys.exit(main())"
 STOP_S = 30 # seconds that a launcher has to put its run in order before it is killed
 
@@ -29,10 +30,8 @@ def _start(line, env):
 
 def _stop(process):
     "End a launcher that was told to, and all that it started: by force if it takes too long."
-    try: process.wait(STOP_S)
-    except subprocess.TimeoutExpired: pass
-    try: os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError: return
+    with suppress(subprocess.TimeoutExpired): process.wait(STOP_S)
+    with suppress(ProcessLookupError): os.killpg(process.pid, signal.SIGKILL)
 
 # %% ../nbs/04h_sweep.ipynb #fa667997
 def sweep(
