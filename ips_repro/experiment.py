@@ -31,6 +31,7 @@ from .masking import STKIM
 from .megapixel_mnist import MegapixelMNIST, load_digits
 from .params import ParameterError
 from .progress import Progress, duration
+from .reuse import adopt, twin
 from .runs import Run, check_free, parameters_hash, state, why_not_done
 from .testbed import DEFAULTS, reduction_text, run_dir
 from .trainer import Trainer, restore_trainer, trainer_state
@@ -164,9 +165,11 @@ def determinism(mode: str, device: str):
     finally: torch.use_deterministic_algorithms(before)
 
 # %% ../nbs/04a_experiment.ipynb #5548a4c0
+def _standing(run, experiment, notebook): return {"experiment": experiment, "reduced": reduced(experiment, run), "command": command(experiment, notebook, run)} # what a copy of a run in another experiment has of its own
+
 def train_run(run: dict, experiment: str, notebook: str, device: str, redo: bool = False):
     "Train one run, or go on with it, and write its folder; returns the folder. `Held` if another process is at it."
-    facts = dict(experiment=experiment, scale=run["scale"], digits=run["digits"], reduced=reduced(experiment, run), command=command(experiment, notebook, run), device=device_name(device))
+    facts = dict(scale=run["scale"], digits=run["digits"], device=device_name(device), **_standing(run, experiment, notebook))
     title = f"O2I {run['o2i']:g} %, n = {run['n_train']}, seed {run['seed']}"
     with determinism(run["determinism"], device), Run(run_dir(experiment, run), run, redo, **facts) as record, Progress(run["n_epochs"], run["n_train"], title) as progress:
         if progress.bar is None: print(f"{title} -> {record.folder.relative_to(out_root())}", flush=True)
@@ -218,8 +221,16 @@ def check_device(runs: list[dict], device: str, memory_gib: float|None = None):
     try: cap_memory(device, memory_gib)
     except ValueError as e: raise ParameterError(str(e)) from None
 
+# %% ../nbs/04a_experiment.ipynb #4ff5d1fc
+def _copied(run, experiment, notebook): # done, because another experiment has the same run?
+    folder = run_dir(experiment, run)
+    source = twin(experiment, run) if state(folder) == "absent" else None
+    if source is None or not adopt(source, folder, **_standing(run, experiment, notebook)): return False
+    print(f"the same run is in {source.relative_to(out_root())}: copied to {folder.relative_to(out_root())}", flush=True)
+    return True
+
 def train_all(runs: list[dict], experiment: str, notebook: str, device: str, redo: bool = False, memory_gib: float|None = None):
-    "Train every run that is not done yet."
+    "Train every run that is not done yet, here or in another experiment."
     check_device(runs, device, memory_gib)
     load_digits(runs[0]["digits"])                                   # missing digits are told before anything is written
     check_jams(runs)
@@ -227,6 +238,7 @@ def train_all(runs: list[dict], experiment: str, notebook: str, device: str, red
     why = {str(run_dir(experiment, r)): why_not_done(run_dir(experiment, r), r, DEFAULTS) for r in runs}
     todo = [r for r in runs if redo or why[str(run_dir(experiment, r))]]
     for r in todo: check_free(run_dir(experiment, r))                # somebody else at it is told before an estimate is made
+    if not redo: todo = [r for r in todo if not _copied(r, experiment, notebook)]
     for folder in (f for f, reason in why.items() if reason and state(f) == "ok"): print(f"made again, for {why[folder]}: {folder}")
     print(describe(runs, device, experiment))
     if len(todo) < len(runs): print(f"{len(runs) - len(todo)} of them already done with the same parameters: reused (redo=True trains again)")

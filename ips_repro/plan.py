@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MFLOP_PER_PATCH', 'CPU_GFLOP_PER_S', 'MIB_PER_PATCH', 'cost', 'make_plan', 'line_id', 'read_plan', 'words', 'shell',
-           'action', 'table']
+           'action', 'actions', 'table']
 
-# %% ../nbs/04g_plan.ipynb #2cf5e257
+# %% ../nbs/04g_plan.ipynb #79bc16e5
 import hashlib
 import json
 import math
@@ -16,7 +16,8 @@ from pathlib import Path
 from .core import out_root, project_root, read_json
 from .experiments import EXPERIMENTS, experiment_runs, given
 from .params import ParameterError
-from .runs import state, why_not_done
+from .reuse import twin
+from .runs import parameters_hash, state, why_not_done
 from .testbed import DEFAULTS, run_dir
 
 # %% ../nbs/04g_plan.ipynb #a6fd4fba
@@ -68,10 +69,11 @@ def shell(line: dict) -> str:
     "The same as a command to paste."
     return shlex.join(["ips-repro", *words(line)])
 
-# %% ../nbs/04g_plan.ipynb #1dad5e2f
-def action(line: dict) -> tuple[str, str]: # ("reuse" | "resume" | "run" | "failed" | "running", why)
+# %% ../nbs/04g_plan.ipynb #c679e4ac
+def action(line: dict) -> tuple[str, str]: # ("reuse" | "copy" | "resume" | "run" | "failed" | "running", why)
     "What a sweep does with a line. A run that failed is not tried again unless asked for."
     folder = out_root()/line["folder"]
+    if not folder.exists() and (same := _twin(line)): return "copy", f"the same run is done in {same.relative_to(out_root())}"
     why = why_not_done(folder, line["parameters"], DEFAULTS)
     if why is None: return "reuse", "done with the same parameters"
     if why == "running": return "running", "somebody is at it"
@@ -80,13 +82,26 @@ def action(line: dict) -> tuple[str, str]: # ("reuse" | "resume" | "run" | "fail
     if saved and state(folder) in ("interrupted", "killed"): return "resume", f"{why}, with a checkpoint"
     return "run", "not there" if why == "absent" else why
 
+def actions(lines: list[dict]) -> list[tuple[str, str]]:
+    "The `action` for each line. Of the same runs in several experiments one is trained and the others are copies."
+    acts, first = [], {}
+    for line in lines:
+        act, key = action(line), parameters_hash(line["parameters"])
+        if key in first and act == ("run", "not there"): act = "copy", f"the same run as {first[key]}"
+        elif act[0] in ("run", "resume"): first.setdefault(key, line["id"])
+        acts.append(act)
+    return acts
+
+def _twin(line): # only runs of the testbed have parameters that say where another experiment would have them
+    return twin(Path(line["folder"]).parts[-3], line["parameters"]) if set(DEFAULTS) <= set(line["parameters"]) else None
+
 def _error(folder):
     try: return read_json(folder/"status.json")["error"]
     except (OSError, ValueError, KeyError, TypeError): return "?"
 
 def table(lines: list[dict]) -> str:
     "The plan with what would happen to each line, and totals."
-    acts = [action(l) for l in lines]
+    acts = actions(lines)
     rows = [f"{l['id']}  {a:7}  {l.get('cpu_minutes', 0):>9.1f}  {l.get('gib', 0):>5.1f}  {l['folder']}  ({why})" for l, (a, why) in zip(lines, acts)]
     left = [l for l, (a, _) in zip(lines, acts) if a in ("run", "resume")]
     hours = sum(l.get("cpu_minutes", 0) for l in left) / 60
