@@ -166,7 +166,7 @@ def _many(sub):
     for name, do, what in (("plan", cmd_plan, "what there is and what is missing, run by run"), ("sweep", cmd_sweep, "do a plan: many runs, some at once")):
         many = sub.add_parser(name, help=what, description="Of a plan's JSON file, or of experiments: " + ", ".join(EXPERIMENTS) + " (default: all).")
         many.add_argument("what", nargs="*", help="a plan's file (.json), or experiments")
-        many.add_argument("--scale", default="paper", help="paper (default), quick or smoke")
+        many.add_argument("--scale", help="paper (default), quick or smoke")
         many.set_defaults(do=do)
         if name == "plan": many.add_argument("--json", metavar="OUT", help="also write the plan to this file")
         else: about_sweeps(many)

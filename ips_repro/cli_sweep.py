@@ -5,21 +5,23 @@
 # %% auto #0
 __all__ = ['DRAWN', 'cmd_plan', 'cmd_sweep', 'cmd_draw', 'cmd_compare', 'about_sweeps']
 
-# %% ../nbs/88_cli_sweep.ipynb #f8019a27
+# %% ../nbs/88_cli_sweep.ipynb #01903654
+import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
 
-from .core import write_json
+from .core import SCALES, sigterm_interrupts, write_json
 from .experiments import EXPERIMENTS
 from .params import ParameterError
-from .runs import sigterm_interrupts
 from .testbed import check_values
 
-# %% ../nbs/88_cli_sweep.ipynb #88601cf4
+# %% ../nbs/88_cli_sweep.ipynb #3a48da92
 def _lines(args): # of a plan's file, or of experiments
     from ips_repro.plan import make_plan, read_plan
-    check_values({"scale": args.scale})
-    if len(args.what) == 1 and args.what[0].endswith(".json"): return read_plan(args.what[0])
-    return make_plan(args.what, args.scale)
+    if args.scale not in (None, *SCALES): raise ParameterError(f"scale: {args.scale!r} is none of {', '.join(SCALES)}")
+    if not any(w.endswith(".json") for w in args.what): return make_plan(args.what, args.scale or "paper")
+    if len(args.what) > 1 or args.scale: raise ParameterError("plan: a file says itself which runs and at which scale; nothing else can be given beside it")
+    return read_plan(args.what[0])
 
 def cmd_plan(args) -> int:
     "ips-repro plan"
@@ -42,7 +44,6 @@ def cmd_sweep(args) -> int:
     if args.chunk < 1: raise ParameterError(f"chunk: {args.chunk} is less than 1")
     from ips_repro.sweep import sweep, sweep_table
     gpus = args.gpus.split(",") if args.gpus else []
-    if args.slots < 1 or (gpus and len(gpus) != args.slots): raise ParameterError(f"slots: {args.slots} do not fit {len(gpus)} GPUs; one slot for each" if gpus else f"slots: {args.slots} is less than 1")
     say = lambda line: print(line, flush=True)
     with sigterm_interrupts():
         if args.slurm is None: rows = sweep(lines, args.slots, gpus, args.retry == "failed", say=say)
@@ -50,7 +51,7 @@ def cmd_sweep(args) -> int:
     print(sweep_table(rows))
     return 0 if all(r["state"] == "ok" for r in rows) else 1
 
-# %% ../nbs/88_cli_sweep.ipynb #00adaccd
+# %% ../nbs/88_cli_sweep.ipynb #6e1c22f4
 DRAWN = (*EXPERIMENTS, "Attention_Maps", "Benchmarks")
 
 def _draw(name, scale):
@@ -70,17 +71,20 @@ def cmd_draw(args) -> int:
     "ips-repro draw: figures from what lies under results/."
     if unknown := set(args.experiments) - set(DRAWN): raise ParameterError(f"experiment: {sorted(unknown)[0]!r} is none of {', '.join(DRAWN)}")
     check_values({"scale": args.scale})
-    try: paths = [p for name in args.experiments or DRAWN for p in _draw(name, args.scale)]
+    names = args.experiments or DRAWN
+    try:
+        with ProcessPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool: paths = [p for made in pool.map(_draw, names, [args.scale] * len(names)) for p in made]
     except ValueError as e: print(f"ips-repro: {e}", file=sys.stderr); return 1
     print(*(p for p in paths if p.suffix == ".png"), sep="\n")
     return 0
 
-# %% ../nbs/88_cli_sweep.ipynb #c0f4ec2e
+# %% ../nbs/88_cli_sweep.ipynb #488ce981
 def cmd_compare(args) -> int:
     "ips-repro compare: 1 if a value at paper scale lies outside its band."
     if unknown := set(args.experiments) - set(EXPERIMENTS): raise ParameterError(f"experiment: {sorted(unknown)[0]!r} is none of {', '.join(EXPERIMENTS)}")
     from ips_repro.compare import compare_all, write_page
-    page, outside = compare_all(args.experiments)
+    try: page, outside = compare_all(args.experiments)
+    except ValueError as e: print(f"ips-repro: {e}", file=sys.stderr); return 2 # not 1: that is a value outside its band
     print(page)
     if not args.experiments: print(f"written: {write_page(page)}")
     return 1 if outside else 0

@@ -5,43 +5,47 @@
 # %% auto #0
 __all__ = ['SETTING', 'bands', 'compare', 'text', 'compare_all', 'write_page']
 
-# %% ../nbs/04j_compare.ipynb #00bd28d8
+# %% ../nbs/04j_compare.ipynb #a15f95b4
 from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
 
 from .core import out_root, write_atomic
-from .experiments import EXPERIMENTS
+from .experiments import EXPERIMENTS, experiment_runs
 from .results import TASK_NAMES, published_points, read_runs
 
-# %% ../nbs/04j_compare.ipynb #b125b4b0
-SETTING = ("o2i", "canvas", "n_noise", "n_train", "n_epochs", "patch_size", "M", "I", "noise_kind", "noise_thickness", "stroke", "backbone", "pretrained", "frozen", "mask_p", "mask_k", "w_diversity")
+# %% ../nbs/04j_compare.ipynb #e428b5d0
+SETTING = ("o2i", "canvas", "n_noise", "n_train", "n_epochs", "patch_size", "M", "I", "noise_kind", "noise_thickness", "stroke", "backbone", "pretrained", "frozen", "mask_p", "mask_k", "w_diversity", "w_semantic")
 
 def bands() -> pd.DataFrame: # experiment -> band, reason
     "How far means may lie apart, and why."
     return pd.read_csv(files("ips_repro")/"data"/"bands.csv", index_col="experiment")
 
 def _means(table, keys): # a row a setting and task: mean, sd, n
-    long = table.melt(keys, [f"test_{t}" for t in TASK_NAMES], "task", "accuracy").dropna(subset=["accuracy"])
+    long = table.melt([*keys, "seed"], [f"test_{t}" for t in TASK_NAMES], "task", "accuracy").dropna(subset=["accuracy"])
+    long = long.groupby([*keys, "task", "seed"], as_index=False).accuracy.mean() # a seed counts once
     return long.groupby([*keys, "task"]).accuracy.agg(["mean", "std", "count"]).reset_index()
 
 def compare(experiment: str) -> pd.DataFrame: # a row a published setting and task: SETTING, task, published, n_published, ours, n, difference, band, verdict
-    "Our runs at paper scale beside the published ones in the same setting. Verdict: inside, outside, or not run."
+    "Our runs at paper scale, in no other setting than the experiment's own, beside the published ones in the same setting. Verdict: inside, outside, not run, or not planned if no run of the plan has that setting."
     keys = list(SETTING)
     theirs = published_points(experiment)
     theirs = _means(theirs[theirs.n_noise.notna()].astype({k: float for k in keys if k not in ("noise_kind", "stroke", "backbone")}), keys)
     theirs = theirs.rename(columns={"mean": "published", "count": "n_published"}).drop(columns="std")
     ours = read_runs(experiment, ("paper",))
+    if len(ours): ours = ours[ours.variant.map(len) == 0]
     if len(ours): ours = _means(ours.astype({k: float for k in keys if k not in ("noise_kind", "stroke", "backbone")}), keys)
     else: ours = theirs[[*keys, "task"]].head(0).assign(**{"mean": 0., "std": 0., "count": 0})
     both = theirs.merge(ours.rename(columns={"mean": "ours", "std": "sd", "count": "n"}), "left", [*keys, "task"])
     both["task"] = both.task.str.removeprefix("test_")
     both["n"], both["difference"], both["band"] = both.n.fillna(0).astype(int), both.ours - both.published, bands().band[experiment]
-    both["verdict"] = [("inside" if abs(d) <= b else "outside") if n else "not run" for d, b, n in zip(both.difference, both.band, both.n)]
+    plan = {tuple(r[k] for k in keys) for r in experiment_runs(experiment, {}, "paper")}
+    planned = [setting in plan for setting in both[keys].itertuples(index=False, name=None)]
+    both["verdict"] = [("inside" if abs(d) <= b else "outside") if n else "not run" if p else "not planned" for d, b, n, p in zip(both.difference, both.band, both.n, planned)]
     return both
 
-# %% ../nbs/04j_compare.ipynb #fc847704
+# %% ../nbs/04j_compare.ipynb #0a618808
 def _setting(row, varies): return ", ".join(f"{k} {row[k]:g}" if isinstance(row[k], float) else f"{k} {row[k]}" for k in varies)
 
 def text(experiment: str, table: pd.DataFrame) -> str: # markdown
@@ -59,8 +63,8 @@ def compare_all(experiments: list = ()) -> tuple[str, int]: # markdown, how many
     "The comparison of all experiments, or of some."
     tables = {e: compare(e) for e in experiments or EXPERIMENTS}
     verdicts = pd.concat([t.verdict for t in tables.values()])
-    counts = ", ".join(f"{(verdicts == v).sum()} {v}" for v in ("inside", "outside", "not run"))
-    none = "" if (verdicts != "not run").any() else " Nothing has been trained at paper scale yet; runs at smaller scales are not compared."
+    counts = ", ".join(f"{(verdicts == v).sum()} {v}" for v in ("inside", "outside", "not run", "not planned"))
+    none = "" if verdicts.isin(["inside", "outside"]).any() else " Nothing has been trained at paper scale yet; runs at smaller scales are not compared."
     head = f"# Ours and published\n\nTest accuracy after the last epoch, of runs at `paper` scale: {len(verdicts)} values: {counts}.{none} Made by `ips-repro compare`.\n"
     return "\n".join([head, *(text(e, t) for e, t in tables.items())]), int((verdicts == "outside").sum())
 

@@ -32,7 +32,7 @@ from .megapixel_mnist import MegapixelMNIST, load_digits
 from .params import ParameterError
 from .progress import Progress, duration
 from .reuse import adopt, twin
-from .runs import Run, check_free, parameters_hash, state, why_not_done
+from .runs import Finished, Run, check_free, parameters_hash, state, why_not_done
 from .testbed import DEFAULTS, reduction_text, run_dir
 from .trainer import Trainer, restore_trainer, trainer_state
 
@@ -168,10 +168,11 @@ def determinism(mode: str, device: str):
 def _standing(run, experiment, notebook): return {"experiment": experiment, "reduced": reduced(experiment, run), "command": command(experiment, notebook, run)} # what a copy of a run in another experiment has of its own
 
 def train_run(run: dict, experiment: str, notebook: str, device: str, redo: bool = False):
-    "Train one run, or go on with it, and write its folder; returns the folder. `Held` if another process is at it."
+    "Train one run, or go on with it, and write its folder; returns the folder. `Held` if another process is at it, `Finished` if one was."
     facts = dict(scale=run["scale"], digits=run["digits"], device=device_name(device), **_standing(run, experiment, notebook))
     title = f"O2I {run['o2i']:g} %, n = {run['n_train']}, seed {run['seed']}"
-    with determinism(run["determinism"], device), Run(run_dir(experiment, run), run, redo, **facts) as record, Progress(run["n_epochs"], run["n_train"], title) as progress:
+    done = lambda: not redo and why_not_done(run_dir(experiment, run), run, DEFAULTS) is None
+    with determinism(run["determinism"], device), Run(run_dir(experiment, run), run, redo, done, **facts) as record, Progress(run["n_epochs"], run["n_train"], title) as progress:
         if progress.bar is None: print(f"{title} -> {record.folder.relative_to(out_root())}", flush=True)
         if device.startswith("cuda"): torch.cuda.reset_peak_memory_stats(device)
         key = run_key(parameters_hash(run), record.series)
@@ -221,7 +222,7 @@ def check_device(runs: list[dict], device: str, memory_gib: float|None = None):
     try: cap_memory(device, memory_gib)
     except ValueError as e: raise ParameterError(str(e)) from None
 
-# %% ../nbs/04a_experiment.ipynb #4ff5d1fc
+# %% ../nbs/04a_experiment.ipynb #1bdc520a
 def _copied(run, experiment, notebook): # done, because another experiment has the same run?
     folder = run_dir(experiment, run)
     source = twin(experiment, run) if state(folder) == "absent" else None
@@ -243,4 +244,7 @@ def train_all(runs: list[dict], experiment: str, notebook: str, device: str, red
     print(describe(runs, device, experiment))
     if len(todo) < len(runs): print(f"{len(runs) - len(todo)} of them already done with the same parameters: reused (redo=True trains again)")
     if todo: print(f"estimated time: {duration(estimate_seconds(todo, device))}, measured on a batch of each kind of run", flush=True)
-    for r in todo: train_run(r, experiment, notebook, device, redo)
+    for r in todo:
+        if not redo and _copied(r, experiment, notebook): continue   # trained meanwhile for another experiment,
+        try: train_run(r, experiment, notebook, device, redo)
+        except Finished as e: print(f"finished meanwhile by another process: {e}", flush=True) # or this one

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'Experiment', 'experiment_runs', 'given', 'command', 'reduced', 'changed']
 
-# %% ../nbs/01d_experiments.ipynb #d9110f47
+# %% ../nbs/01d_experiments.ipynb #02823b05
 from typing import NamedTuple
 
 from .core import SCALES
 from .geometry import PUBLISHED_O2I, exact_o2i
 from .params import ParameterError
-from .testbed import AXES, DEFAULTS, check_values, reductions, resolve, variant
+from .testbed import AXES, DEFAULTS, PRESETS, check_values, reductions, resolve, variant
 
 # %% ../nbs/01d_experiments.ipynb #87551c70
 class Experiment(NamedTuple):
@@ -61,24 +61,34 @@ EXPERIMENTS |= {
         "quick": [dict(noise_kind=["bezier", "line"], n_noise=128)], "smoke": [dict(noise_kind=["bezier", "line"], **_TINY)]}),
 }
 
-# %% ../nbs/01d_experiments.ipynb #5992566c
+# %% ../nbs/01d_experiments.ipynb #c88db37f
 def experiment_runs(
     experiment: str, # a key of EXPERIMENTS
     asked: dict,     # parameters of its notebook; None = as in the experiment's grid
     scale: str,
 ) -> list[dict]:     # as from `resolve`
-    "All runs of an experiment. What was asked for replaces the grid's values; a value that stands in some blocks only takes those. `ParameterError` names what is impossible."
+    "All runs of an experiment. What was asked for replaces the grid's values; an axis' value that stands in some blocks takes those, a new one joins the first block that varies that axis. `ParameterError` names what is impossible."
     check_values(asked | {"scale": scale})
     e = EXPERIMENTS[experiment]
     asked = {k: v for k, v in asked.items() if v is not None}
-    axes = {k: _listed(asked[k]) for k in (*e.axes, "seed") if k in asked}
-    of = lambda block, k: [v for v in axes[k] if v in _listed(block[k])] if k in block else axes[k]
-    blocks = [b for b in e.grids[scale] if all(of(b, k) for k in axes)] or e.grids[scale][:1]
-    new = {k: [v for v in vs if not any(v in of(b, k) for b in blocks)] for k, vs in axes.items()} # values of no block join the first
-    return resolve({k: v for k, v in asked.items() if k not in axes}, scale, [b | {k: of(b, k) + (new[k] if i == 0 else []) for k in axes} for i, b in enumerate(blocks)])
+    axes = {k: _listed(asked[k]) for k in e.axes if k in asked}
+    rest = {k: v for k, v in asked.items() if k not in axes}            # seeds, too, are those of every block
+    return resolve(rest, scale, _narrowed(e.grids[scale], axes, scale))
 
+# %% ../nbs/01d_experiments.ipynb #f457a5eb
 def _listed(v): return v if isinstance(v, list) else [v]
 
+def _narrowed(grid, axes, scale): # the blocks of a grid with, of each axis, the values that were asked for
+    has = lambda block, k: _listed(block.get(k, PRESETS[scale].get(k, DEFAULTS[k])))
+    new = {k: [v for v in vs if not any(v in has(b, k) for b in grid)] for k, vs in axes.items()}
+    fits = [b for b in grid if all(set(vs) & set(has(b, k)) or new[k] for k, vs in axes.items())] or grid[:1]
+    first = {k: next((b for fit in (lambda b: isinstance(b.get(k), list), lambda b: k in b, lambda b: True) for b in fits if fit(b)), None) for k in axes} # whom new values join
+    blocks = [b | {k: [v for v in vs if v in has(b, k) or (v in new[k] and b is first[k])] for k, vs in axes.items()} for b in fits]
+    blocks = [b for b in blocks if all(b[k] for k in axes)]
+    if all(any(v in b[k] for b in blocks) for k, vs in axes.items() for v in vs): return blocks
+    return [next((b for b in fits if b is first[next(iter(axes))]), grid[0]) | axes] # asked for together what no block has together
+
+# %% ../nbs/01d_experiments.ipynb #9daef96b
 def given(experiment: str, run: dict) -> dict: # parameter -> value
     "What to ask of the experiment's notebook to get this run and no other."
     grid = EXPERIMENTS[experiment].grids[run["scale"]] if experiment in EXPERIMENTS else []

@@ -15,13 +15,13 @@ from .experiments import EXPERIMENTS
 from .runs import read_manifest, why_not_done
 from .testbed import DEFAULTS, run_dir
 
-# %% ../nbs/03f_reuse.ipynb #15eff09a
+# %% ../nbs/03f_reuse.ipynb #ff60677c
 def twin(experiment: str, run: dict) -> Path|None:
     "The folder of a finished run with the same parameters in another experiment."
     folders = (run_dir(other, run) for other in EXPERIMENTS if other != experiment)
     return next((f for f in folders if f.is_dir() and why_not_done(f, run, DEFAULTS) is None), None)
 
-def adopt(source: str|Path, folder: str|Path, **facts) -> bool: # done? no if there is something in `folder` already
+def adopt(source: str|Path, folder: str|Path, **facts) -> bool: # done? no if there is something in `folder` already, or the source is no longer whole
     "Copy a finished run, whole or not at all. `facts` replace those in its manifest: experiment, command, reduced."
     source, folder = Path(source), Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -32,6 +32,7 @@ def adopt(source: str|Path, folder: str|Path, **facts) -> bool: # done? no if th
         for name in (*manifest["outputs"], "status.json"):
             if (source/name).is_file(): shutil.copyfile(source/name, copy/name)
         write_json(copy/"manifest.json", manifest | facts | {"copied_from": str(source.relative_to(out_root()))})
+        if why_not_done(copy, manifest["parameters"]) is not None: return False # it was begun anew meanwhile
         try: copy.rename(folder)
         except OSError: return False # a folder with something in it is never replaced
     return True

@@ -12,9 +12,9 @@ import tempfile
 from datetime import datetime
 from pathlib import Path
 
-from .core import out_root, project_root, write_atomic
+from .core import out_root, project_root, sigterm_interrupts, write_atomic
 from .params import ParameterError, check_given, notebook_params
-from .runs import settle, sigterm_interrupts
+from .runs import settle
 
 # %% ../nbs/00d_runner.ipynb #d8373ea2
 def check_output(

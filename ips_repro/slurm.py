@@ -21,7 +21,7 @@ from .plan import action
 from .runs import settle, state
 from .sweep import chosen, outcome, start_line, stop_line
 
-# %% ../nbs/04k_slurm.ipynb #953316d5
+# %% ../nbs/04k_slurm.ipynb #06d693f7
 REQUEUES = 1000 # as often as the time limit may come
 FRUITLESS = 3   # but not as often as this without an epoch more
 
@@ -30,10 +30,11 @@ def _deaf(): # SLURM's warning goes to every process of a job; only submitit's i
 
 class Line:
     "A line of a plan as a job of SLURM."
-    def __init__(self, line: dict, fruitless: int = 0): self.line, self.fruitless = line, fruitless
+    def __init__(self, line: dict, copy: bool = False, fruitless: int = 0): self.line, self.copy, self.fruitless = line, copy, fruitless
 
     def __call__(self):
         "Do the run; `RuntimeError` if it does not end well, so that SLURM says so, too."
+        if self.copy and action(self.line)[0] != "copy": raise RuntimeError(f"the run it would be a copy of is not done: {self.line['folder']}")
         self.begun_with = self.epochs()
         self.process = start_line(self.line, {"OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_ON_NODE", "1")}, stderr=None, preexec_fn=_deaf) # its words go into the job's own log
         while self.process.poll() is None: time.sleep(0.2)    # a signal that came in wait() could not wait itself
@@ -44,14 +45,14 @@ class Line:
         self.process.terminate()
         stop_line(self.process)
         fruitless = self.fruitless + 1 if self.epochs() == self.begun_with else 0
-        if fruitless < FRUITLESS: return DelayedSubmission(Line(self.line, fruitless))
+        if fruitless < FRUITLESS: return DelayedSubmission(Line(self.line, self.copy, fruitless))
         print(f"{fruitless} times not one epoch was finished in the time limit, so it is not tried again: {self.line['folder']}", flush=True)
 
     def epochs(self) -> set:
         "The names of the checkpoints that are there."
         return {p.name for p in (out_root()/self.line["folder"]/"checkpoints").glob("epoch_*.ckpt")}
 
-# %% ../nbs/04k_slurm.ipynb #7e4c69a6
+# %% ../nbs/04k_slurm.ipynb #c1310177
 JOBS = "results/executed/slurm" # logs, submitit's own files, and which job does which line
 
 def _executor(options, slots):
@@ -67,19 +68,22 @@ def slurm_options(words: list[str]) -> dict: # option -> text, or int where it i
     for w in words:
         if not w.partition("=")[0].isidentifier() or not w.partition("=")[2]: raise ParameterError(f"slurm: {w!r} is not KEY=VALUE, as in partition=gpu")
     options = {k: int(v) if v.isdecimal() else v for k, _, v in (w.partition("=") for w in words)}
+    for k, instead in (("array_parallelism", "--slots"), ("dependency", "nothing: arrays follow one another")):
+        if k in options: raise ParameterError(f"slurm: {k} is set by {instead}")
     if type(options.get("time", 1)) is not int: raise ParameterError(f"slurm: time is {options['time']!r}, not a number of minutes")
     return options
 
-# %% ../nbs/04k_slurm.ipynb #d612d5b5
-def submit(parts: list[list[dict]], slots: int, options: dict, say=print):
-    "Hand lines to SLURM, each part an array that begins when the one before has ended, at most `slots` jobs at once. `ParameterError` with what sbatch says."
+# %% ../nbs/04k_slurm.ipynb #63fae09d
+def submit(parts: list[list[Line]], slots: int, options: dict, live: dict = {}, say=print):
+    "Hand jobs to SLURM, each part an array that begins when the one before (and those in `live`, from `queued`) has ended: at most `slots` at once. `ParameterError` with what sbatch says."
     executor = _executor(options, slots)
+    if live: executor.update_parameters(dependency="afterany:" + ":".join(sorted({j.partition("_")[0] for j in live.values()})))
     for part in parts:
         try:
-            with executor.batch(): jobs = [executor.submit(Line(l)) for l in part]
+            with executor.batch(): jobs = [executor.submit(job) for job in part]
         except Exception as e: raise ParameterError(f"slurm: {e}") from None # submitit raises what it likes
         array = jobs[0].job_id.partition("_")[0]
-        write_json(out_root()/JOBS/f"{array}.json", {j.job_id: l["id"] for j, l in zip(jobs, part)})
+        write_json(out_root()/JOBS/f"{array}.json", {j.job_id: p.line["id"] for j, p in zip(jobs, part)})
         say(f"job {array}: {len(part)} runs submitted; logs in {JOBS}")
         executor.update_parameters(dependency=f"afterany:{array}")
 
@@ -90,7 +94,7 @@ def queued() -> dict: # line id -> job id
     live = subprocess.run(["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True, check=True).stdout.split()
     return {line: job for known in ids for job, line in known.items() if job in live}
 
-# %% ../nbs/04k_slurm.ipynb #4f95755f
+# %% ../nbs/04k_slurm.ipynb #2b0844a9
 def slurm_sweep(
     lines: list[dict],  # as from `plan.make_plan`
     slots: int,         # jobs at once
@@ -101,13 +105,14 @@ def slurm_sweep(
     say=print,
 ) -> list[dict]:        # as from `sweep.sweep`
     "Do what is not done, on SLURM. Ctrl-C ends the waiting, not the jobs. `ParameterError` if SLURM is not there or refuses."
+    if slots < 1 or chunk < 1: raise ParameterError(f"slots: {slots} or chunk: {chunk} is less than 1")
     acts, todo, copies = chosen(lines, retry_failed)
     try: live = queued()
     except (OSError, subprocess.CalledProcessError) as e: raise ParameterError(f"slurm: the queue cannot be asked ({e})") from None
-    new, after = ([l for l in some if l["id"] not in live] for some in (todo, copies))
+    new, after = ([Line(l, some is copies) for l in some if l["id"] not in live] for some in (todo, copies))
     say(f"{len(todo) + len(copies)} of {len(lines)} runs to do, {slots} at once" + (f"; {len(live)} in the queue" if live else ""))
     parts = [some[i:i + chunk] for some in (new, after) for i in range(0, len(some), chunk)] # copies after what they are copies of
-    if parts: submit(parts, slots, options, say)
+    if parts: submit(parts, slots, options, live, say)
     _wait({l["id"]: l for l in lines}, every_s, say)
     return outcome(lines, acts)
 

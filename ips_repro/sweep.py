@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['LAUNCHER', 'STOP_S', 'start_line', 'stop_line', 'chosen', 'outcome', 'sweep', 'sweep_table']
 
-# %% ../nbs/04h_sweep.ipynb #26709b52
+# %% ../nbs/04h_sweep.ipynb #4153f0aa
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,17 +17,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from .core import out_root, project_root
-from .plan import actions, words
+from .params import ParameterError
+from .plan import action, actions, words
 from .runs import settle, state
 
-# %% ../nbs/04h_sweep.ipynb #b21207c4
+# %% ../nbs/04h_sweep.ipynb #0e9aca42
 LAUNCHER = "import sys; from ips_repro.cli import main; sys.exit(main())"
 STOP_S = 30 # seconds that a launcher has to put its run in order before it is killed
 
 def start_line(line: dict, env: dict, **how) -> subprocess.Popen:
     "The launcher of a line, in a session of its own: Ctrl-C reaches the sweep, which passes it on. `how` goes to `Popen`."
     out = out_root()/"results"/"executed"/f"{line['id']}.ipynb"
-    return subprocess.Popen([sys.executable, "-c", LAUNCHER, *words(line), "-o", str(out)], cwd=project_root(), env=os.environ | env,
+    return subprocess.Popen([sys.executable, "-c", LAUNCHER, *words(line), "-o", str(out)], cwd=project_root(), env=os.environ | {"IPS_REPRO_OUT": str(out_root())} | env,
                             **{"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True} | how)
 
 def stop_line(process: subprocess.Popen):
@@ -45,18 +47,34 @@ def outcome(lines: list[dict], acts: dict) -> list[dict]: # id, planned (see `pl
     "What became of each line."
     return [{"id": l["id"], "planned": acts[l["id"]], "state": state(out_root()/l["folder"]), "folder": l["folder"]} for l in lines]
 
-# %% ../nbs/04h_sweep.ipynb #ccc1baf0
+# %% ../nbs/04h_sweep.ipynb #103c9e02
+def _slots(slots, gpus): # -> the environment of each slot: its GPU, and its share of the cores
+    if slots < 1: raise ParameterError(f"slots: {slots} is less than 1")
+    if not gpus and slots > 1 and shutil.which("nvidia-smi"): gpus = _gpus()[:slots]
+    if gpus and len(gpus) != slots: raise ParameterError(f"slots: {slots} do not fit {len(gpus)} GPU{'s' * (len(gpus) > 1)}; one slot for each (gpus 0,0 shares one)")
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // slots))}
+    return [threads | ({"CUDA_VISIBLE_DEVICES": str(gpus[i])} if gpus else {}) for i in range(slots)]
+
+def _gpus():
+    import torch
+    return list(range(torch.cuda.device_count()))
+
+# %% ../nbs/04h_sweep.ipynb #9d1e1dbe
 def sweep(
     lines: list[dict],        # as from `plan.make_plan`
     slots: int = 1,           # runs at once
-    gpus: list = (),          # CUDA devices, one for each slot; none: on the CPU, whose cores the slots share
+    gpus: list = (),          # CUDA devices, one for each slot; none: the first ones, or the CPU where there is no GPU
     retry_failed: bool = False, # also those that failed or were killed
     say=print,
 ) -> list[dict]:              # as from `outcome`
-    "Do what is not done. Ctrl-C ends all runs in order and is passed on."
+    "Do what is not done. Ctrl-C ends all runs in order and is passed on. `ParameterError` for impossible slots."
+    devices = _slots(slots, list(gpus))
     acts, todo, copies = chosen(lines, retry_failed)
     free, live, stopped, lock = queue.SimpleQueue(), set(), threading.Event(), threading.Lock()
-    for i in range(slots): free.put({"CUDA_VISIBLE_DEVICES": str(gpus[i])} if gpus else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // slots))})
+    for device in devices: free.put(device)
+    def copy(line):
+        if action(line)[0] == "copy": do(line)
+        else: say(f"{line['id']}  not done, since the run it would be a copy of is not  {line['folder']}")
     def do(line):
         slot = free.get()
         try:
@@ -71,7 +89,7 @@ def sweep(
         finally: free.put(slot)
     say(f"{len(todo)} of {len(lines)} runs to do, {slots} at once" + (f", then {len(copies)} copies" if copies else ""))
     with ThreadPoolExecutor(slots) as pool:
-        try: list(pool.map(do, todo)); list(pool.map(do, copies))
+        try: list(pool.map(do, todo)); list(pool.map(copy, copies))
         except BaseException:
             with lock: stopped.set(); ending = list(live)
             for process in ending: process.send_signal(signal.SIGTERM) # all at once, then one after another by force

@@ -39,7 +39,7 @@ RANGES = { # lowest and highest value that makes sense
     "n_train": (1, 10**6), "n_test": (1, 10**6), "n_epochs": (1, 10**5), "warmup_epochs": (0, 10**5), "eval_every": (1, 10**5), "batch_size": (1, 10**4),
     "n_noise": (0, 10**5), "M": (1, 10**6), "I": (1, 10**6), "noise_size": (1, 10**4), "noise_thickness": (0.1, 28), "lr": (1e-9, 10), "weight_decay": (0, 10),
     "mask_p": (0, 1), "mask_k": (1, 10**6), "w_diversity": (0, 1000), "w_semantic": (0, 1000), "memory_gib": (0.1, 10**4),
-    "digit_size": (1, 100_000), "images": (1, 10**4), "repeats": (1, 1000)}
+    "digit_size": (1, 100_000), "images": (1, 10**4), "repeats": (1, 1000), "slots": (1, 10**4)}
 
 def check_values(
     values: dict, # name -> typed value or list of them; names not known here are left alone
