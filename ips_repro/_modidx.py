@@ -210,6 +210,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                    'ips_repro.figures.draw': ('figures.html#draw', 'ips_repro/figures.py'),
                                    'ips_repro.figures.draw_accuracy': ('figures.html#draw_accuracy', 'ips_repro/figures.py'),
                                    'ips_repro.figures.draw_selection': ('figures.html#draw_selection', 'ips_repro/figures.py'),
+                                   'ips_repro.figures.save_all': ('figures.html#save_all', 'ips_repro/figures.py'),
                                    'ips_repro.figures.score_table': ('figures.html#score_table', 'ips_repro/figures.py'),
                                    'ips_repro.figures.selection_panels': ('figures.html#selection_panels', 'ips_repro/figures.py')},
             'ips_repro.geometry': { 'ips_repro.geometry.always_room': ('geometry.html#always_room', 'ips_repro/geometry.py'),
