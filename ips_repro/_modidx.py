@@ -46,6 +46,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                  'ips_repro/checkpoint.py')},
             'ips_repro.cli': { 'ips_repro.cli._about_runs': ('cli.html#_about_runs', 'ips_repro/cli.py'),
                                'ips_repro.cli._check_grid': ('cli.html#_check_grid', 'ips_repro/cli.py'),
+                               'ips_repro.cli._heed': ('cli.html#_heed', 'ips_repro/cli.py'),
                                'ips_repro.cli._many': ('cli.html#_many', 'ips_repro/cli.py'),
                                'ips_repro.cli._test_one': ('cli.html#_test_one', 'ips_repro/cli.py'),
                                'ips_repro.cli.check_request': ('cli.html#check_request', 'ips_repro/cli.py'),

@@ -10,6 +10,7 @@ __all__ = ['BENCH', 'check_request', 'parameter_help', 'cmd_run', 'find_notebook
 import argparse
 import inspect
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -77,11 +78,14 @@ def find_notebooks(patterns: list) -> list[Path]:
     found = sorted(p for p in nbs.rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(nbs).parts))
     return [p for p in found if not patterns or any(Path(q).stem in p.name for q in patterns)]
 
+def _heed(): # a shell's background job, or nohup, has these ignored, and so would have whatever is tested
+    for s in (signal.SIGINT, signal.SIGHUP): signal.signal(s, signal.SIG_DFL)
+
 def _test_one(path, flags, timeout, env):
     "(path, passed, seconds, output) of one notebook."
     start, command = time.perf_counter(), [str(Path(sys.executable).with_name("nbdev_test")), "--path", str(path), *(["--flags", flags] if flags else [])]
     try:
-        done = subprocess.run(command, env=env, cwd=project_root(), capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(command, env=env, cwd=project_root(), capture_output=True, text=True, timeout=timeout, preexec_fn=_heed)
         passed, said = done.returncode == 0 and "Success." in done.stdout, done.stdout + done.stderr
     except subprocess.TimeoutExpired: passed, said = False, f"stopped after {timeout} s"
     return path, passed, time.perf_counter() - start, said
