@@ -49,7 +49,7 @@ def _check_writable():
         return "results/ and figures/ can be written", ok, str(out_root()), ""
     except OSError as e: return "results/ and figures/ can be written", False, str(e), "set IPS_REPRO_OUT to a folder that can"
 
-# %% ../nbs/89_doctor.ipynb #32ee959a
+# %% ../nbs/89_doctor.ipynb #8b512f39
 def _check_digits():
     try:
         from ips_repro.megapixel_mnist import load_digits
@@ -62,6 +62,7 @@ def _check_parameter_cells():
     kept = "tags" in (project_root()/"settings.ini").read_text().partition("allowed_cell_metadata_keys")[2].split("\n")[0]
     return "parameters cells keep their tag", kept and bool(nbs), f"{len(nbs)} notebook(s)", "allowed_cell_metadata_keys = tags in settings.ini"
 
+# %% ../nbs/89_doctor.ipynb #a2195206
 def cmd_doctor(args) -> int:
     "ips-repro doctor"
     v = sys.version_info

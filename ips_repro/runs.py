@@ -193,19 +193,22 @@ def _end(run, kind, error):
         finally: write_json(run.folder/"status.json", {"state": state, "error": why, "ended": run.manifest["ended"]})
         (run.folder/"holder.json").unlink(missing_ok=True)
 
-# %% ../nbs/00b_runs.ipynb #e6486c92
+# %% ../nbs/00b_runs.ipynb #3d84202d
 def state(folder: str|Path) -> str:
     "`ok`, `failed`, `interrupted` or `killed` as recorded; without a record `running` if somebody is at it, else `killed`; `absent` if there is nothing; `unreadable` if the record cannot be read."
     folder = Path(folder)
     try: return str(read_json(folder/"status.json")["state"])
-    except FileNotFoundError: pass
+    except FileNotFoundError: return _unrecorded(folder)
     except (ValueError, KeyError, TypeError): return "unreadable"
+
+def _unrecorded(folder):
     if not (folder/"manifest.json").is_file(): return "absent"
     try: check_free(folder)
     except Held: return "running"
     except OSError: return "unreadable"                            # nothing can be written here, so whether the lock is held cannot be asked
     return "killed"
 
+# %% ../nbs/00b_runs.ipynb #e6486c92
 def why_not_done(
     folder: str|Path,
     parameters: dict,
