@@ -18,9 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from .core import generator
 from .encoders import resnet_encoder
 from .engine import Folded, numerics
-from .experiment import device_name, make_data, make_net, make_trainer
+from .experiment import make_data, make_net, make_trainer
 from .losses import weighted_terms
 from .testbed import bench_run
+from .training_run import device_name
 from .trainer import peak_memory_mib
 
 # %% ../nbs/04c_bench.ipynb #96e798c2

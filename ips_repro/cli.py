@@ -17,7 +17,9 @@ from .cli_sweep import DRAWN, about_sweeps, cmd_compare, cmd_draw, cmd_plan, cmd
 from .core import out_root, project_root, write_json
 from .doctor import cmd_doctor
 from .experiments import EXPERIMENTS, experiment_runs
+from .line_settings import line_runs
 from .params import ParameterError, check_given, notebook_params
+from .plan import PLANNED
 from .testbed import bench_run, check_values, resolve
 from .testing import cmd_test
 
@@ -34,20 +36,24 @@ def check_request(
     everything = {n: p.default for n, p in declared.items()} | given
     check_values(everything)
     if {"o2i", "canvas", "patch_size"} <= set(everything): _check_grid(Path(notebook).stem, everything)
+    if {"strategy", "drawings"} <= set(everything): line_runs(everything, _scale_here(everything))
     return given
 
 def _check_grid(stem, everything):
-    "Is every run of a testbed notebook's grid possible? With scale 'auto', at the scale that it will mean here, as far as can be told without torch."
+    "Is every run of a testbed notebook's grid possible?"
+    experiment, scale = next((name for name, e in EXPERIMENTS.items() if e.notebook == stem), None), _scale_here(everything)
+    if experiment: experiment_runs(experiment, everything, scale)
+    else: resolve(everything, scale)
+
+def _scale_here(everything):
+    "What scale 'auto' will mean here, as far as can be told without torch. `ParameterError` for what needs a GPU that is not there."
     scale, device = everything.get("scale", "paper"), everything.get("device", "auto")
     present = any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
     if device.startswith("cuda") and not present: raise ParameterError(f"device: {device!r} cannot be used here: there is no NVIDIA GPU")
     gpu = present and device in ("auto",) or device.startswith("cuda")
     if not gpu and everything.get("precision") == "tf32": raise ParameterError("precision: tf32 exists on a GPU only")
     if not gpu and everything.get("memory_gib"): raise ParameterError("memory_gib: only a GPU's memory can be capped")
-    scale = scale if scale != "auto" else "paper" if gpu else "quick"
-    experiment = next((name for name, e in EXPERIMENTS.items() if e.notebook == stem), None)
-    if experiment: experiment_runs(experiment, everything, scale)
-    else: resolve(everything, scale)
+    return scale if scale != "auto" else "paper" if gpu else "quick"
 
 def parameter_help(notebook: str|Path) -> str:
     "The parameters of a notebook: name, type, default and what they are for."
@@ -78,7 +84,8 @@ def cmd_bench(args) -> int:
     bench_run(**setting)
     if args.json and (Path(args.json).is_dir() or not Path(args.json).absolute().parent.is_dir()): raise ParameterError(f"json: {args.json} is a folder, or there is no folder for it")
     from ips_repro.bench import bench, bench_text
-    from ips_repro.experiment import check_device, choose
+    from ips_repro.experiment import check_device
+    from ips_repro.training_run import choose
     try: device, _ = choose(args.device, "paper")
     except ValueError as e: raise ParameterError(str(e)) from None
     check_device([setting], device)
@@ -96,7 +103,7 @@ def cmd_predict(args) -> int:
     from ips_repro.images import list_images
     try: images = list_images(args.images)
     except (OSError, ValueError) as e: raise ParameterError(f"images: {e}") from None
-    from ips_repro.experiment import choose
+    from ips_repro.training_run import choose
     from ips_repro.predict import load_run, predict_all
     try: net, run = load_run(args.run, choose(args.device, "paper")[0])
     except (OSError, ValueError) as e: raise ParameterError(f"run: {e}") from None
@@ -131,7 +138,7 @@ def _about_runs(sub):
 # %% ../nbs/90_cli.ipynb #0a45dcf5
 def _many(sub):
     for name, do, what in (("plan", cmd_plan, "what there is and what is missing, run by run"), ("sweep", cmd_sweep, "do a plan: many runs, some at once")):
-        many = sub.add_parser(name, help=what, description="Of a plan's JSON file, or of experiments: " + ", ".join(EXPERIMENTS) + " (default: all).")
+        many = sub.add_parser(name, help=what, description="Of a plan's JSON file, or of experiments: " + ", ".join(PLANNED) + " (default: all).")
         many.add_argument("what", nargs="*", help="a plan's file (.json), or experiments")
         many.add_argument("--scale", help="paper (default), quick or smoke")
         many.set_defaults(do=do)

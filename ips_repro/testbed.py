@@ -43,6 +43,7 @@ RANGES = { # lowest and highest value that makes sense
 
 def check_values(
     values: dict, # name -> typed value or list of them; names not known here are left alone
+    choices: dict = CHOICES, ranges: dict = RANGES,
 ) -> None:
     "`ParameterError` for a value outside its range or its list of choices."
     for name, given in values.items():
@@ -50,9 +51,9 @@ def check_values(
             if v is None: continue
             if name == "device" and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", v): raise ParameterError(f"device: {v!r} is none of auto, cpu, mps, cuda, cuda:1, ...")
             if name == "backbone" and not re.fullmatch(r"\w[\w.-]*", v): raise ParameterError(f"backbone: {v!r} is no name of a timm model")
-            if name in CHOICES and v not in CHOICES[name]: raise ParameterError(f"{name}: {v!r} is none of {', '.join(CHOICES[name])}")
-            if name in RANGES:
-                low, high = RANGES[name]
+            if name in choices and v not in choices[name]: raise ParameterError(f"{name}: {v!r} is none of {', '.join(choices[name])}")
+            if name in ranges:
+                low, high = ranges[name]
                 if not low <= v <= high: raise ParameterError(f"{name}: {v:g} is not between {low:g} and {high:g}")
 
 # %% ../nbs/01c_testbed.ipynb #6e7c88a6
