@@ -16,6 +16,7 @@ import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .core import scale_dir
+from .engine import numerics
 from .line_drawing import InformativeDrawing
 from .line_settings import LINE_GUIDED, VIT, line_gmacs, line_runs
 from .line_vit import SelectiveMagnoViT
@@ -67,13 +68,13 @@ def time_keeps(
     torch.manual_seed(seed)
     nets = [SelectiveMagnoViT(k, color_img_size=size, **setting).eval().to(device) for k in keeps]
     color, lines = torch.randn(batch, 3, size, size, device=device), torch.rand(batch, 1, *nets[0].ld_img_size, device=device)
-    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    wait = (lambda: torch.cuda.synchronize(device)) if device.startswith("cuda") else lambda: None
     def once(net):
         wait(); start = time.perf_counter()
         net(color, lines)
         wait()
         return (time.perf_counter() - start) * 1000
-    with torch.no_grad():
+    with torch.no_grad(), numerics("float32"):
         for net in nets: once(net); once(net)
         times = list(zip(*([once(net) for net in nets] for _ in range(rounds))))
     def row(keep, ms):
@@ -87,12 +88,12 @@ LARGE = dict(size=224, model="vit_large_patch16_224")
 
 def measure_costs(scale: str, device: str, redo: bool = False, keeps: list = KEEPS) -> tuple[Path, dict]: # folder, summary
     "Costs of the ViT of a scale: `gmacs` (per model and share) and `drawing_gmacs`, counted; `latency` (batch 1) and `throughput` (batch 64), measured."
-    setting = vit_setting(line_runs({}, scale)[0])
+    setting, ld_size = vit_setting(line_runs({}, scale)[0]), line_runs({}, scale)[0]["ld_size"]
     batch, rounds = (2, 2) if scale == "smoke" else (64, 9)
     folder = scale_dir("results", scale)/LINE_GUIDED/"cost"/re.sub(r"\W+", "_", device_name(device)).strip("_")
     def measure():
         models = {"this scale's ViT": setting, "ViT-Tiny, 256 px": vit_setting(line_runs({}, "paper")[0]), "ViT-Large, 224 px": LARGE}
         gmacs = [{"model": name, "keep": k} | vit_gmacs(k, **s) for name, s in models.items() for k in keeps]
-        timed = {what: time_keeps(keeps, n, device, r, ld_img_size=2 * setting["size"], **setting) for what, n, r in (("latency", 1, 3 * rounds), ("throughput", batch, rounds))}
+        timed = {what: time_keeps(keeps, n, device, r, ld_img_size=ld_size, **setting) for what, n, r in (("latency", 1, 3 * rounds), ("throughput", batch, rounds))}
         return {"gmacs": gmacs, "drawing_gmacs": {str(n): drawing_gmacs(n) for n in (64, 256)}} | timed
-    return folder, measured(folder, setting | {"keeps": keeps, "batch": batch, "rounds": rounds}, ("line_score", "line_vit", "line_cost"), scale, device, redo, measure)
+    return folder, measured(folder, setting | {"ld_size": ld_size, "keeps": keeps, "batch": batch, "rounds": rounds}, ("line_score", "line_vit", "line_cost"), scale, device, redo, measure)

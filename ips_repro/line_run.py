@@ -7,6 +7,7 @@ __all__ = ['augment', 'LineNet', 'Guess', 'data_root', 'make_line_data', 'make_l
            'line_summary', 'train_line_run', 'estimate_line_seconds', 'describe_line', 'train_line_all']
 
 # %% ../nbs/32b_line_run.ipynb #3331c403
+import shlex
 import time
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from .core import child_seed, generator, seed_libraries, write_csv
 from .download import cache_root
-from .line_data import LinePictures, few, imagenette, make_shapes, read_folders
+from .engine import numerics
+from .line_data import LinePictures, few, imagenette, make_shapes, read_folders, shapes_version
 from .line_drawing import Drawer, preprocess
 from .line_settings import LINE_DEFAULTS, LINE_GUIDED, LINE_NOTEBOOK, VIT, line_dir, line_given, line_reduced
 from .line_vit import SelectiveMagnoViT
@@ -68,7 +70,7 @@ class Guess:
 # %% ../nbs/32b_line_run.ipynb #d306a1d6
 def data_root(run: dict) -> Path:
     "The class folders of a run. The shapes are made, and Imagenette downloaded, if they are not there."
-    if run["data"] == "shapes": return make_shapes(cache_root()/f"shapes_{(side := max(256, run['image_size']))}px", run["n_train"], run["n_val"], side) # small ones are scaled down, like any picture
+    if run["data"] == "shapes": return make_shapes(cache_root()/f"shapes_{(side := max(256, run['image_size']))}px_{shapes_version()}", run["n_train"], run["n_val"], side) # small ones are scaled down, like any picture
     return imagenette(cache_root()) if run["data"] == "imagenette" else Path(run["data"])
 
 def make_line_data(run: dict, device="cpu", say=print) -> tuple[LinePictures, LinePictures]: # train, val
@@ -78,7 +80,7 @@ def make_line_data(run: dict, device="cpu", say=print) -> tuple[LinePictures, Li
         for split, n in zip(read_folders(root), (run["n_train"], run["n_val"])):
             split = few(split, n)
             drawings = preprocess(root, split.images, _drawings(root, drawer), drawer, say)
-            sets.append(LinePictures(root, split, drawings, run["image_size"], run["ld_size"], device))
+            sets.append(LinePictures(root, split, drawings, run["image_size"], device))
     except ValueError as e: raise ParameterError(str(e)) from None
     return tuple(sets)
 
@@ -99,6 +101,7 @@ def make_line_trainer(run: dict, sets: tuple, device, on_step=None) -> Trainer:
 
 # %% ../nbs/32b_line_run.ipynb #f3bd4ffc
 @torch.no_grad()
+@numerics("float32")
 def evaluate(trainer: Trainer, batch_size: int) -> tuple[list[dict], list[dict], Tensor]:
     "A row a validation picture (file, class, the five best guesses with their probabilities, share of the ink on kept patches), the kept patches of two pictures of each class, in pixels, and how often each patch was kept (rows, columns)."
     vit, data, rows, patches, seen = trainer.net.eval().vit, trainer.test, [], [], {}
@@ -141,9 +144,10 @@ def train_line_run(run: dict, sets: tuple, device: str, redo: bool = False) -> P
         write_csv(folder/"predictions.csv", rows)
         write_csv(folder/"selected_patches.csv", patches)
         return {"line": line_summary(rows, often)}
-    command = f"ips-repro run nbs/{LINE_NOTEBOOK}.ipynb -p scale {run['scale']} " + " ".join(f"-p {k} {v}" for k, v in line_given(run).items())
+    given = {"scale": run["scale"]} | line_given(run)
+    command = shlex.join(["ips-repro", "run", f"nbs/{LINE_NOTEBOOK}.ipynb", *(str(w) for k, v in given.items() for w in ("-p", k, v))])
     drawer = None if run["strategy"] in ("none", "random", "centre") else Drawer(run["drawings"], run["ld_size"])
-    facts = dict(experiment=LINE_GUIDED, scale=run["scale"], drawn_by=drawer and drawer.name, drawn_by_sha256=drawer and drawer.sha256, classes=sets[0].classes, reduced=line_reduced(run), command=command)
+    facts = dict(experiment=LINE_GUIDED, scale=run["scale"], drawn_by=drawer and drawer.name, pictures={"train": len(sets[0]), "val": len(sets[1])}, classes=sets[0].classes, reduced=line_reduced(run), command=command)
     return train_into(line_dir(run), run, lambda on_step: make_line_trainer(run, sets, device, on_step), finish, f"{run['strategy']}, keep {run['keep']:g}, seed {run['seed']}", device, redo, LINE_DEFAULTS, len(sets[0]), **facts)
 
 def estimate_line_seconds(runs: list[dict], sets: tuple, device: str) -> float:
@@ -156,7 +160,9 @@ def estimate_line_seconds(runs: list[dict], sets: tuple, device: str) -> float:
             for _ in range(2):                                          # the first one is slow
                 start = time.perf_counter()
                 labels = {"class": torch.as_tensor(sets[0].labels["class"][idx]).to(device)}
-                TaskLoss()(trainer.net, trainer.net.train()(sets[0].batch(idx), generator(0, "estimate")), labels).backward()
+                loss = TaskLoss()(trainer.net, trainer.net.train()(sets[0].batch(idx), generator(0, "estimate")), labels)
+                loss.backward()
+                trainer.net.vit.vit.cls_token.grad.sum().item()         # waits for a GPU
                 measured[run["k"]] = (time.perf_counter() - start) / len(idx)
         total += run["n_epochs"] * (len(sets[0]) + len(sets[1]) / 3) * measured[run["k"]]
     return total
@@ -167,7 +173,7 @@ def describe_line(runs: list[dict], device: str) -> str:
     r, several = runs[0], lambda values: ", ".join(dict.fromkeys(f"{v:g}" for v in values))
     what = [f"{s} {several(q['keep'] for q in runs if q['strategy'] == s)}" for s in dict.fromkeys(q["strategy"] for q in runs)]
     return f"{len(runs)} run{'s' * (len(runs) > 1)} at scale '{r['scale']}' on {device}: {'; '.join(what)}; seed {several(q['seed'] for q in runs)}\n" \
-           f"each: {r['n_epochs']} epochs, {r['n_train']} pictures a class of '{r['data']}' at {r['image_size']} px, {r['n_patches']} patches of {r['patch_size']} px, drawings by {runs[-1]['drawings']}\n" \
+           f"each: {r['n_epochs']} epochs, {r['n_train'] or 'all'} pictures a class of '{r['data']}' at {r['image_size']} px, {r['n_patches']} patches of {r['patch_size']} px, drawings by {runs[-1]['drawings']}\n" \
            f"differs from the paper: {', '.join(reduction_text([line_reduced(q) for q in runs]))}"
 
 def train_line_all(runs: list[dict], device: str, redo: bool = False) -> None:

@@ -18,7 +18,7 @@ from .line_settings import STRATEGIES
 # %% ../nbs/32_line_vit.ipynb #35b62827
 def _plain_vit(model, **kw):
     try: vit = timm.create_model(model, **kw) if timm.is_model(model) else None
-    except TypeError: vit = None                                     # others do not know img_size
+    except TypeError as e: raise ValueError(f"model: {model!r} cannot be made so ({e})") from None # others do not know img_size
     if not isinstance(vit, VisionTransformer): raise ValueError(f"model: {model!r} is no plain ViT of timm, such as vit_tiny_patch16_224")
     return vit
 
@@ -60,12 +60,13 @@ class SelectiveMagnoViT(nn.Module):
         self.strategy, self.std, self.temperature = strategy, std, temperature
     def get_num_selected_patches(self) -> int: return self.k
     def get_selected_patch_indices(self, lines: Tensor, generator=None) -> Tensor: # (B, k), ascending
-        "Which patches of a batch of drawings (B, 1, H, W) are kept."
+        "Which patches of a batch of drawings (B, 1, H, W) are kept; of either polarity, see [31_line_score](31_line_score.ipynb)."
         if tuple(lines.shape[-2:]) != self.ld_img_size: raise ValueError(f"lines: {lines.shape[-2]}x{lines.shape[-1]} px, not {self.ld_img_size[0]}x{self.ld_img_size[1]}")
         return choose_patches(lines, self.grid, self.k, self.strategy, self.std, self.temperature, generator)
 
     def forward_kept(self, color: Tensor, kept: Tensor) -> Tensor: # logits (B, num_classes)
         "Of colour images (B, 3, H, W) only the patches `kept` (B, k)."
+        if len(color) != len(kept): raise ValueError(f"lines: {len(kept)} drawings for {len(color)} images")
         vit = self.vit
         x = vit.patch_drop(_only(vit._pos_embed(vit.patch_embed(color)), kept, vit.num_prefix_tokens))
         return vit.forward_head(vit.norm(vit.blocks(vit.norm_pre(x))))
