@@ -38,6 +38,7 @@ def _nbdev_test(words, env, said): # in a process of its own: the command `nbdev
     signal.signal(signal.SIGINT, signal.default_int_handler)         # a shell's background job, or nohup, has these ignored,
     signal.signal(signal.SIGHUP, signal.SIG_DFL)                     # and so would have whatever is tested
     os.environ.update(env)
+    tempfile.tempdir = None                                          # to be found anew, from TMPDIR
     os.chdir(project_root())
     file = os.open(said, os.O_WRONLY)
     for stream in (1, 2): os.dup2(file, stream)
@@ -67,7 +68,7 @@ def cmd_test(args) -> int:
     notebooks, passed = find_notebooks(args.notebooks), []
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.workers)) # before anything imports torch
     with tempfile.TemporaryDirectory() as out, ThreadPoolExecutor(args.workers) as pool:
-        env = {"IPS_REPRO_OUT": out, "IPS_REPRO_SLOW": "1" if args.slow else ""}
+        env = {"IPS_REPRO_OUT": out, "TMPDIR": out, "IPS_REPRO_SLOW": "1" if args.slow else ""}
         try:
             for path, ok, seconds, said in pool.map(lambda p: test_one(p, "slow" if args.slow else "", args.timeout, env), notebooks):
                 passed.append(ok)
