@@ -98,8 +98,8 @@ def _against(ax, runs, x, xlabel, legend):
 
 def _titled(fig, title, text):
     lines = textwrap.wrap(text, int(fig.get_figwidth() * 15))
-    fig.text(0.01, 1.0, "\n".join(lines), fontsize=8, color="0.35", va="bottom")
-    fig.text(0.01, 1 + (len(lines) * 11 + 4) / 72 / fig.get_figheight(), title, fontsize=12, fontweight="bold", va="bottom")
+    fig.text(0.01, 1 + 5 / 72 / fig.get_figheight(), "\n".join(lines), fontsize=8, color="0.35", va="bottom")
+    fig.text(0.01, 1 + (len(lines) * 11 + 9) / 72 / fig.get_figheight(), title, fontsize=12, fontweight="bold", va="bottom")
     return fig
 
 # %% ../nbs/32c_line_results.ipynb #2bc9e748
@@ -160,6 +160,8 @@ def draw_confusion(folder: str|Path, title: str): # matplotlib figure
         few = len(counts) <= 20                                        # numbers only where they can be read
         sns.heatmap(values, ax=ax, annot=few, fmt=fmt, cmap="Blues", square=True, cbar=not few, annot_kws={"fontsize": 8}, xticklabels=few, yticklabels=few)
         ax.set(title=name, xlabel="predicted", ylabel="true")
+        ax.tick_params(axis="y", labelrotation=0, labelsize=9)
+        ax.tick_params(axis="x", labelrotation=45, labelsize=9)
     fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     return fig
 
