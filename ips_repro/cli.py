@@ -16,8 +16,7 @@ from pathlib import Path
 from .cli_sweep import DRAWN, about_sweeps, cmd_compare, cmd_draw, cmd_plan, cmd_sweep
 from .core import out_root, project_root, write_json
 from .doctor import cmd_doctor
-from .experiments import EXPERIMENTS, experiment_runs
-from .line_settings import line_runs
+from .family import experiment_runs
 from .params import ParameterError, check_given, notebook_params
 from .plan import PLANNED
 from .testbed import bench_run, check_values, resolve
@@ -35,15 +34,12 @@ def check_request(
     given = check_given(declared, dict(pairs))
     everything = {n: p.default for n, p in declared.items()} | given
     check_values(everything)
-    if {"o2i", "canvas", "patch_size"} <= set(everything): _check_grid(Path(notebook).stem, everything)
-    if {"strategy", "drawings"} <= set(everything): line_runs(everything, _scale_here(everything))
+    here = [e for e in PLANNED.values() if e.notebook == Path(notebook).stem]
+    e = next((e for e in here if all(everything.get(k) == v for k, v in e.asks.items())), None)
+    if here and not e: raise ParameterError(*(f"{k}: {everything.get(k)!r} is none of {', '.join(o.asks[k] for o in here)}" for k in here[0].asks))
+    if e: experiment_runs(e, everything, _scale_here(everything))
+    elif {"o2i", "canvas", "patch_size"} <= set(everything): resolve(everything, _scale_here(everything))
     return given
-
-def _check_grid(stem, everything):
-    "Is every run of a testbed notebook's grid possible?"
-    experiment, scale = next((name for name, e in EXPERIMENTS.items() if e.notebook == stem), None), _scale_here(everything)
-    if experiment: experiment_runs(experiment, everything, scale)
-    else: resolve(everything, scale)
 
 def _scale_here(everything):
     "What scale 'auto' will mean here, as far as can be told without torch. `ParameterError` for what needs a GPU that is not there."

@@ -15,6 +15,8 @@ from .experiments import EXPERIMENTS
 from .line_settings import LINE_GUIDED
 from .params import ParameterError
 from .plan import PLANNED
+from .sign_settings import SIGN_EXPERIMENTS
+from .slide_settings import SLIDE_EXPERIMENTS
 from .testbed import check_values
 
 # %% ../nbs/88_cli_sweep.ipynb #3a48da92
@@ -69,6 +71,12 @@ def draw_one(name: str, scale: str) -> list: # paths
     if name == LINE_GUIDED:
         from ips_repro.line_results import draw_line
         figures = draw_line(scale)
+    elif name in SIGN_EXPERIMENTS:
+        from ips_repro.sign_results import draw_signs
+        figures = draw_signs(name, scale)
+    elif name in SLIDE_EXPERIMENTS:
+        from ips_repro.slide_results import draw_slides
+        figures = draw_slides(name, scale)
     else:
         from ips_repro.scaling import draw_benchmarks, measured_last
         figures = draw_benchmarks(folder) if (folder := measured_last(scale)) else {}

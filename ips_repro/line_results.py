@@ -8,7 +8,6 @@ __all__ = ['COLOURS', 'NAMES', 'BARS', 'read_line_runs', 'read_costs', 'strategy
            'draw_confusion', 'draw_places', 'draw_kept', 'draw_patches', 'best_known', 'draw_line']
 
 # %% ../nbs/32c_line_results.ipynb #a325160c
-import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,9 +21,9 @@ from .line_data import fit_picture
 from .line_drawing import Drawer, open_image
 from .line_run import data_root
 from .line_settings import LINE_DEFAULTS, LINE_GUIDED, STRATEGIES, UNUSED, line_dir, line_variant
-from .results import finished_runs
+from .results import plain_runs, titled
 from .runs import read_manifest, state
-from .testbed import reduction_text
+from .family import reduction_text
 
 # %% ../nbs/32c_line_results.ipynb #823a52af
 def _row(folder):
@@ -35,11 +34,7 @@ def _row(folder):
 
 def read_line_runs(scales: tuple = ("paper", "quick"), data: str = "shapes", drawings: str = "canny") -> pd.DataFrame: # a row a run: parameters, top1, top5, n, ink_kept, ...
     "Every finished plain run on this data, with these drawings where its strategy looks at them, of the first of these scales that has any."
-    for scale in scales:
-        table = finished_runs(LINE_GUIDED, (scale,), _row)
-        if len(table): table = table[(table.variant.map(len) == 0) & (table.data == data) & ((table.drawings == drawings) | table.strategy.isin(UNUSED))]
-        if len(table): return table.reset_index(drop=True)
-    return pd.DataFrame()
+    return plain_runs(LINE_GUIDED, scales, _row, lambda table: (table.data == data) & ((table.drawings == drawings) | table.strategy.isin(UNUSED)))
 
 def read_costs(scale: str) -> dict|None:
     "What was measured last of the ViT of a scale (see [32a_line_cost](32a_line_cost.ipynb)), with its `device`; None if nothing was."
@@ -96,12 +91,6 @@ def _against(ax, runs, x, xlabel, legend):
     ax.set_xlim(0, runs[x].max() * 1.06)
     if legend: ax.legend(fontsize=8, loc="lower right")
 
-def _titled(fig, title, text):
-    lines = textwrap.wrap(text, int(fig.get_figwidth() * 15))
-    fig.text(0.01, 1 + 5 / 72 / fig.get_figheight(), "\n".join(lines), fontsize=8, color="0.35", va="bottom")
-    fig.text(0.01, 1 + (len(lines) * 11 + 9) / 72 / fig.get_figheight(), title, fontsize=12, fontweight="bold", va="bottom")
-    return fig
-
 # %% ../nbs/32c_line_results.ipynb #2bc9e748
 BARS = "Bars: ± one standard deviation over seeds. Cost is that of the ViT; making the drawing is not in it."
 
@@ -109,7 +98,7 @@ def accuracy_vs_gmacs(runs: pd.DataFrame, costs: dict): # matplotlib figure
     "Top-1 accuracy against multiply-accumulates, a line a strategy."
     with sns.axes_style("whitegrid"): fig, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
     _against(ax, _with_costs(runs, costs), "mmacs", "million multiply-accumulates an image (complete count)", True)
-    return _titled(fig, "What accuracy costs, and who chooses the patches", f"{BARS} {note(runs)}")
+    return titled(fig, "What accuracy costs, and who chooses the patches", f"{BARS} {note(runs)}")
 
 def combined_tradeoff(runs: pd.DataFrame, costs: dict): # matplotlib figure
     "Top-1 accuracy against multiply-accumulates, latency and throughput."
@@ -118,7 +107,7 @@ def combined_tradeoff(runs: pd.DataFrame, costs: dict): # matplotlib figure
     for i, (ax, x, label) in enumerate(zip(axes, ("mmacs", "ms", "images_per_s"), ("million multiply-accumulates an image", "latency of one image, ms", f"images a second, {costs['throughput'][0]['batch']} at once"))):
         _against(ax, rows, x, label, i == 0)
         if i: ax.set_ylabel("")
-    return _titled(fig, "Accuracy against three kinds of cost", f"Times measured on {costs['device']}. {BARS} {note(runs)}")
+    return titled(fig, "Accuracy against three kinds of cost", f"Times measured on {costs['device']}. {BARS} {note(runs)}")
 
 # %% ../nbs/32c_line_results.ipynb #f1728b8c
 def gmacs_scaling(costs: dict): # matplotlib figure
@@ -134,7 +123,7 @@ def gmacs_scaling(costs: dict): # matplotlib figure
         ax.plot(rows.keep, rows.keep * rows.complete.max(), color="0.8", zorder=0, label="proportional")
         ax.set(title=name, xlabel="share of the patches kept", ylabel="10⁹ multiply-accumulates an image", ylim=(0, rows.complete.max() * 1.08))
     axes[-1].legend(fontsize=8)
-    return _titled(fig, "Cost by share of patches", "Counted on the meta device. The published way leaves out the two products inside attention. A drawing that costs more than the panel is high is not in it.")
+    return titled(fig, "Cost by share of patches", "Counted on the meta device. The published way leaves out the two products inside attention. A drawing that costs more than the panel is high is not in it.")
 
 # %% ../nbs/32c_line_results.ipynb #6f478ca2
 def read_predictions(folder: str|Path) -> tuple[pd.DataFrame, list[str]]: # a row a validation picture; the classes
@@ -179,7 +168,7 @@ def draw_places(runs: pd.DataFrame): # matplotlib figure
                 shown = ax.imshow(read_json(Path(r.folder)/"summary.json")["line"]["kept_at"], vmin=0, vmax=1, cmap="viridis")
                 ax.text(0.5, -0.04, f"holds {r.ink_kept:.0%} of the ink", transform=ax.transAxes, ha="center", va="top", fontsize=8)
     fig.colorbar(shown, ax=axes, label="share of the pictures", shrink=0.8)
-    return _titled(fig, "Where patches are kept", note(runs))
+    return titled(fig, "Where patches are kept", note(runs))
 
 def draw_kept(ax, folder: str|Path, picture: np.ndarray, image: str): # axes; a finished run; (H, W, 3) uint8; its name in the run's records
     "A picture with the patches that a run kept of it in full colour, the rest faded. `ValueError` if the run did not record it."
@@ -205,7 +194,7 @@ def draw_patches(runs: pd.DataFrame, keep: float, classes: int = 10): # matplotl
         for ax, r in zip(column[1:], chosen.itertuples()): draw_kept(ax, r.folder, np.asarray(picture), image)
     for ax, name in zip(axes[:, 0], ["drawing", *map(NAMES.get, chosen.strategy)]): ax.set_ylabel(name, fontsize=8)
     for ax in axes.flat: ax.set(xticks=[], yticks=[])
-    return _titled(fig, f"What is shown of a picture: {keep:g} of its patches", note(chosen))
+    return titled(fig, f"What is shown of a picture: {keep:g} of its patches", note(chosen))
 
 # %% ../nbs/32c_line_results.ipynb #08785442
 def best_known(runs: pd.DataFrame, strategy: str = "topk", keep: float = 0.3) -> pd.Series: # a row of `read_line_runs`

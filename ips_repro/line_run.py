@@ -4,11 +4,9 @@
 
 # %% auto #0
 __all__ = ['augment', 'LineNet', 'Guess', 'data_root', 'make_line_data', 'make_line_net', 'make_line_trainer', 'evaluate',
-           'line_summary', 'train_line_run', 'estimate_line_seconds', 'describe_line', 'train_line_all']
+           'line_summary', 'train_line_run', 'train_line_all']
 
 # %% ../nbs/32b_line_run.ipynb #3331c403
-import shlex
-import time
 from pathlib import Path
 
 import torch
@@ -19,15 +17,15 @@ from torch import Tensor
 from .core import child_seed, generator, seed_libraries, write_csv
 from .download import cache_root
 from .engine import numerics
+from .family import command, describe
 from .line_data import LinePictures, few, imagenette, make_shapes, read_folders, shapes_version
 from .line_drawing import Drawer, preprocess
-from .line_settings import LINE_DEFAULTS, LINE_GUIDED, LINE_NOTEBOOK, VIT, line_dir, line_given, line_reduced
+from .line_settings import LINE_DEFAULTS, LINE_EXPERIMENTS, LINE_GUIDED, VIT, line_dir, line_reduced
 from .line_vit import SelectiveMagnoViT
 from .losses import TaskLoss
 from .params import ParameterError
-from .testbed import reduction_text
 from .trainer import Trainer
-from .training_run import do_all, train_into
+from .training_run import do_all, estimate_seconds, train_into
 
 # %% ../nbs/32b_line_run.ipynb #fc2d5104
 def augment(color: Tensor, lines: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -136,7 +134,7 @@ def line_summary(rows: list[dict], often: Tensor) -> dict: # top1, top5 (each ri
     scores = {f"top{k}": {"accuracy": r / len(rows), "right": r, "n": len(rows)} for k, r in right.items()}
     return scores | {"ink_kept": round(sum(r["ink_kept"] for r in rows) / len(rows), 6), "kept_at": [[round(v, 4) for v in row] for row in often.tolist()]}
 
-# %% ../nbs/32b_line_run.ipynb #78a711a0
+# %% ../nbs/32b_line_run.ipynb #aed4f3b2
 def train_line_run(run: dict, sets: tuple, device: str, redo: bool = False) -> Path:
     "Train one run, or go on with it, and write its folder."
     def finish(trainer, folder):
@@ -144,42 +142,17 @@ def train_line_run(run: dict, sets: tuple, device: str, redo: bool = False) -> P
         write_csv(folder/"predictions.csv", rows)
         write_csv(folder/"selected_patches.csv", patches)
         return {"line": line_summary(rows, often)}
-    given = {"scale": run["scale"]} | line_given(run)
-    command = shlex.join(["ips-repro", "run", f"nbs/{LINE_NOTEBOOK}.ipynb", *(str(w) for k, v in given.items() for w in ("-p", k, v))])
     drawer = None if run["strategy"] in ("none", "random", "centre") else Drawer(run["drawings"], run["ld_size"])
-    facts = dict(experiment=LINE_GUIDED, scale=run["scale"], drawn_by=drawer and drawer.name, pictures={"train": len(sets[0]), "val": len(sets[1])}, classes=sets[0].classes, reduced=line_reduced(run), command=command)
+    facts = dict(experiment=LINE_GUIDED, scale=run["scale"], drawn_by=drawer and drawer.name, pictures={"train": len(sets[0]), "val": len(sets[1])}, classes=sets[0].classes, reduced=line_reduced(run), command=command(LINE_EXPERIMENTS[LINE_GUIDED], run))
     return train_into(line_dir(run), run, lambda on_step: make_line_trainer(run, sets, device, on_step), finish, f"{run['strategy']}, keep {run['keep']:g}, seed {run['seed']}", device, redo, LINE_DEFAULTS, len(sets[0]), **facts)
 
-def estimate_line_seconds(runs: list[dict], sets: tuple, device: str) -> float:
-    "Expected seconds for all `runs` together, from two steps of each kind of run."
-    total, measured = 0., {}
-    for run in runs:
-        if run["k"] not in measured:
-            trainer = make_line_trainer(run, sets, device)
-            idx = list(range(min(run["batch_size"], len(sets[0]))))
-            for _ in range(2):                                          # the first one is slow
-                start = time.perf_counter()
-                labels = {"class": torch.as_tensor(sets[0].labels["class"][idx]).to(device)}
-                loss = TaskLoss()(trainer.net, trainer.net.train()(sets[0].batch(idx), generator(0, "estimate")), labels)
-                loss.backward()
-                trainer.net.vit.vit.cls_token.grad.sum().item()         # waits for a GPU
-                measured[run["k"]] = (time.perf_counter() - start) / len(idx)
-        total += run["n_epochs"] * (len(sets[0]) + len(sets[1]) / 3) * measured[run["k"]]
-    return total
-
-# %% ../nbs/32b_line_run.ipynb #aed4f3b2
-def describe_line(runs: list[dict], device: str) -> str:
-    "The plan in words."
-    r, several = runs[0], lambda values: ", ".join(dict.fromkeys(f"{v:g}" for v in values))
-    what = [f"{s} {several(q['keep'] for q in runs if q['strategy'] == s)}" for s in dict.fromkeys(q["strategy"] for q in runs)]
-    return f"{len(runs)} run{'s' * (len(runs) > 1)} at scale '{r['scale']}' on {device}: {'; '.join(what)}; seed {several(q['seed'] for q in runs)}\n" \
-           f"each: {r['n_epochs']} epochs, {r['n_train'] or 'all'} pictures a class of '{r['data']}' at {r['image_size']} px, {r['n_patches']} patches of {r['patch_size']} px, drawings by {runs[-1]['drawings']}\n" \
-           f"differs from the paper: {', '.join(reduction_text([line_reduced(q) for q in runs]))}"
-
+# %% ../nbs/32b_line_run.ipynb #78a711a0
 def train_line_all(runs: list[dict], device: str, redo: bool = False) -> None:
     "Train every run that is not done yet. `ParameterError` if the data cannot be used."
     sets = {}
     def data(run): # runs share pictures and drawings
         key = tuple(run[k] for k in ("data", "drawings", "image_size", "ld_size", "n_train", "n_val"))
         return sets.get(key) or sets.setdefault(key, make_line_data(run, device))
-    do_all(runs, line_dir, lambda r: train_line_run(r, data(r), device, redo), lambda: describe_line(runs, device), lambda todo: estimate_line_seconds(todo, data(todo[0]), device), redo, LINE_DEFAULTS)
+    r = runs[-1]
+    words = f"{r['n_epochs']} epochs, {r['n_train'] or 'all'} pictures a class of '{r['data']}' at {r['image_size']} px, {r['n_patches']} patches of {r['patch_size']} px, drawings by {r['drawings']}"
+    do_all(runs, line_dir, lambda r: train_line_run(r, data(r), device, redo), lambda: describe(LINE_EXPERIMENTS[LINE_GUIDED], runs, device, words, line_reduced), lambda todo: estimate_seconds(todo, lambda r: make_line_trainer(r, data(r), device)), redo, LINE_DEFAULTS)

@@ -11,15 +11,15 @@ import tempfile
 from pathlib import Path
 
 from .core import out_root, write_json
-from .experiments import EXPERIMENTS
+from .family import run_dir
 from .runs import read_manifest, why_not_done
-from .testbed import DEFAULTS, run_dir
 
 # %% ../nbs/03f_reuse.ipynb #ff60677c
-def twin(experiment: str, run: dict) -> Path|None:
-    "The folder of a finished run with the same parameters in another experiment."
-    folders = (run_dir(other, run) for other in EXPERIMENTS if other != experiment)
-    return next((f for f in folders if f.is_dir() and why_not_done(f, run, DEFAULTS) is None), None)
+def twin(experiments: dict, experiment: str, run: dict) -> Path|None: # name -> `Experiment`; one of the names; a run
+    "The folder of a finished run with the same parameters in another experiment of the same family."
+    family = experiments[experiment].family
+    folders = (run_dir(family, other, run) for other, e in experiments.items() if other != experiment and e.family is family)
+    return next((f for f in folders if f.is_dir() and why_not_done(f, run, family.defaults) is None), None)
 
 def adopt(source: str|Path, folder: str|Path, **facts) -> bool: # done? no if there is something in `folder` already, or the source is no longer whole
     "Copy a finished run, whole or not at all. `facts` replace those in its manifest: experiment, command, reduced."

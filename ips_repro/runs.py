@@ -99,7 +99,7 @@ def _recorded(folder): # the state in status.json, if it says one
     except (OSError, ValueError, KeyError, TypeError): return None
 
 # %% ../nbs/00b_runs.ipynb #73b8c49b
-OUTPUTS = ("metrics.csv", "summary.json", "selected_patches.csv", "predictions.csv", "weights.safetensors") # a manifest lists those that a run has
+OUTPUTS = ("metrics.csv", "summary.json", "selected_patches.csv", "predictions.csv", "shown.jpg", "weights.safetensors") # a manifest lists those that a run has
 
 # %% ../nbs/00b_runs.ipynb #b0cca46d
 def read_manifest(folder: str|Path) -> dict: # with "parameters", "attempts" and "outputs", if only empty ones
