@@ -23,10 +23,11 @@ from .core import project_root
 
 # %% ../nbs/87_testing.ipynb #796c7a11
 def find_notebooks(patterns: list) -> list[Path]:
-    "Notebooks below nbs/ whose name contains one of `patterns` (all, if there are none)."
+    "Notebooks below nbs/ whose name contains one of `patterns` (all, if there are none); one with a folder, such as tests/sweep, is looked for in the path."
     nbs = project_root()/"nbs"
     found = sorted(p for p in nbs.rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(nbs).parts))
-    return [p for p in found if not patterns or any(Path(q).stem in p.name for q in patterns)]
+    asked = [Path(q).with_suffix("") for q in patterns]
+    return [p for p in found if not asked or any(q.name in p.stem if len(q.parts) == 1 else q.as_posix() in p.with_suffix("").as_posix() for q in asked)]
 
 # %% ../nbs/87_testing.ipynb #2e1a39db
 ONE = threading.Lock() # multiprocessing looks at all its children when one starts, and threads would ask one pipe twice
