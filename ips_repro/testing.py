@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -66,12 +66,13 @@ def test_one(path: str|Path, flags: str, timeout: float, env: dict = {}) -> tupl
 # %% ../nbs/87_testing.ipynb #9fc85381
 def cmd_test(args) -> int:
     "ips-repro test"
-    notebooks, passed = find_notebooks(args.notebooks), []
+    notebooks, passed = sorted(find_notebooks(args.notebooks), key=lambda p: p.parent.name != "tests"), [] # what starts processes takes longest, so it comes first
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.workers)) # before anything imports torch
     with tempfile.TemporaryDirectory() as out, ThreadPoolExecutor(args.workers) as pool:
         env = {"IPS_REPRO_OUT": out, "TMPDIR": out, "IPS_REPRO_SLOW": "1" if args.slow else ""}
         try:
-            for path, ok, seconds, said in pool.map(lambda p: test_one(p, "slow" if args.slow else "", args.timeout, env), notebooks):
+            for done in as_completed([pool.submit(test_one, p, "slow" if args.slow else "", args.timeout, env) for p in notebooks]):
+                path, ok, seconds, said = done.result()
                 passed.append(ok)
                 print(f"{'passed' if ok else 'FAILED'}  {seconds:6.1f} s  {path.relative_to(project_root())}", flush=True)
                 for line in said.splitlines() if not ok else [l for l in said.splitlines() if l.startswith("SKIPPED")]: print(f"    {line}", flush=True)
