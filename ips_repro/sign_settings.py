@@ -72,7 +72,7 @@ def sign_cost(run: dict) -> dict: # {"cpu_minutes": None for an encoder that was
     "Expected minutes on two CPU cores, and memory."
     p, n = run["patch_size"], run["n_train"] or 747
     patches = run["n_epochs"] * n * run["data_fraction"] * (run["n_patches"] + 3 * run["M"]) + run["n_epochs"] / run["eval_every"] * (run["n_test"] or 684) * run["n_patches"]
-    mflop = {"resnet18": 150, "tf_efficientnet_lite0": 35}.get(run["backbone"].partition(".")[0]) # of 50x50 pixels
+    mflop = {"resnet18": 150, "tf_efficientnet_lite0": 95}.get(run["backbone"].partition(".")[0]) # of 50x50 pixels; convolutions by channel count threefold, as measured
     return {"cpu_minutes": None if mflop is None else round(patches * mflop / 1000 * (p / 50)**2 / 60 / 60, 1), "gib": round(1 + run["batch_size"] * (run["height"] * run["width"] * 3 * 6 / 2**30 + run["M"] * 2 * (p / 50)**2 / 1024), 1)}
 
 SIGNS = Family(SIGN_DEFAULTS, SIGN_PRESETS, _complete, _folder, SIGN_CHOICES, SIGN_RANGES, ("seed", "data", "data_fraction", "o2i", "n_train"), {"data": "sts", "protocol": "published"}, _follows, cost=sign_cost, prepare=_prepare)
