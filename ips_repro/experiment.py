@@ -21,8 +21,7 @@ from .losses import DiversityLoss, SemanticLoss, TaskLoss
 from .masking import STKIM
 from .megapixel_mnist import MegapixelMNIST, load_digits
 from .params import ParameterError
-from .reuse import adopt, twin
-from .runs import state
+from .reuse import copied
 from .testbed import DEFAULTS, run_dir
 from .trainer import Trainer
 from .training_run import do_all, estimate_seconds, train_into
@@ -119,13 +118,6 @@ def check_device(runs: list[dict], device: str, memory_gib: float|None = None):
     except ValueError as e: raise ParameterError(str(e)) from None
 
 # %% ../nbs/04a_experiment.ipynb #aaf023dd
-def _copied(run, experiment, notebook): # done, because another experiment has the same run?
-    folder = run_dir(experiment, run)
-    source = twin(EXPERIMENTS, experiment, run) if experiment in EXPERIMENTS and state(folder) == "absent" else None
-    if source is None or not adopt(source, folder, **_standing(run, experiment, notebook)): return False
-    print(f"the same run is in {source.relative_to(out_root())}: copied to {folder.relative_to(out_root())}", flush=True)
-    return True
-
 def train_all(runs: list[dict], experiment: str, notebook: str, device: str, redo: bool = False, memory_gib: float|None = None):
     "Train every run that is not done yet, here or in another experiment."
     check_device(runs, device, memory_gib)
@@ -133,4 +125,4 @@ def train_all(runs: list[dict], experiment: str, notebook: str, device: str, red
     check_jams(runs)
     check_backbones(runs)
     do_all(runs, lambda r: run_dir(experiment, r), lambda r: train_run(r, experiment, notebook, device, redo), lambda: describe(runs, device, experiment),
-           lambda todo: estimate_seconds(todo, lambda r: make_trainer(r, device)), redo, DEFAULTS, lambda r: _copied(r, experiment, notebook))
+           lambda todo: estimate_seconds(todo, lambda r: make_trainer(r, device)), redo, DEFAULTS, lambda r: experiment in EXPERIMENTS and copied(EXPERIMENTS, experiment, r, _standing(r, experiment, notebook)))

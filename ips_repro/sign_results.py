@@ -65,7 +65,7 @@ def _named(table):
 # %% ../nbs/20c_sign_results.ipynb #cdf32773
 def sign_note(runs: pd.DataFrame) -> str:
     "Scale, pictures, majority class, and what differs from the published setting, in a line."
-    return f"{runs.scale.iloc[0]} scale on {Path(runs.data.iloc[0]).name}, {runs.n.iloc[0]} test pictures, majority class {runs.majority.max():.2f} (dotted). Bars: ± one standard deviation over seeds where there are several. Differs from the paper in: {'; '.join(reduction_text(list(runs.reduced)))}."
+    return f"{runs.scale.iloc[0]} scale on {Path(runs.data.iloc[0]).name}, up to {runs.pictures.max()} pictures to train on and {runs.n.iloc[0]} to test, majority class {runs.majority.max():.2f} (dotted). Bars: ± one standard deviation over seeds where there are several. Differs from the paper in: {'; '.join(reduction_text(list(runs.reduced)))}."
 
 def sign_panels(experiment: str, runs: pd.DataFrame): # matplotlib figure
     "A panel for each of SCORES: ours by colour, the published runs as grey crosses."
@@ -74,6 +74,7 @@ def sign_panels(experiment: str, runs: pd.DataFrame): # matplotlib figure
     for ax, (score, label) in zip(axes, SCORES.items()):
         sns.lineplot(rows, x=panel.x, y=score, hue=panel.hue, style=panel.hue, markers=True, dashes=False, errorbar="sd", err_style="bars", ax=ax, legend=score == "accuracy", palette="viridis")
         ax.set(xlabel=panel.xlabel, ylabel=label, ylim=(0, 1.03))
+        if panel.x != "encoder": ax.set_xticks(sorted({*rows[panel.x], *(theirs[panel.x] if panel.x in theirs else ())}))
     if len(theirs) and panel.x in theirs: axes[0].plot(theirs[panel.x], theirs.accuracy, "x", color="0.55", label="published, photographs")
     axes[0].axhline(runs.majority.max(), color="0.5", linestyle=":")
     axes[0].legend(fontsize=8)

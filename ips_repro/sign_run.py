@@ -28,6 +28,7 @@ from .images import write_sheet
 from .ips_net import IPSNet
 from .masking import STKIM
 from .params import ParameterError
+from .reuse import copied
 from .sign_scenes import make_scenes, scenes_version
 from .sign_settings import SIGN_DEFAULTS, SIGN_EXPERIMENTS, SIGNS
 from .traffic_signs import CLASSES, Signs, download_signs, first, fraction, read_signs
@@ -162,15 +163,18 @@ def sign_summary(rows: list[dict]) -> dict: # accuracy, majority_class, kept_on_
     return {"accuracy": {"accuracy": right / n, "right": right, "n": n}, "majority_class": {"accuracy": most / n, "right": most, "n": n}, "kept_on_sign": sum(signed) / len(signed) if signed else None, "sign_found": sum(v > 0 for v in signed) / len(signed) if signed else None, "n_with_sign": len(signed)}
 
 # %% ../nbs/20b_sign_run.ipynb #05cd1bc5
+def _standing(run, experiment): # what a manifest says of the experiment that a run belongs to
+    e = SIGN_EXPERIMENTS[experiment]
+    return dict(experiment=experiment, reduced=reduced(e, run), command=command(e, run))
+
 def train_sign_run(run: dict, experiment: str, sets: tuple, device: str, redo: bool = False) -> Path:
     "Train one run, or go on with it, and write its folder."
-    e = SIGN_EXPERIMENTS[experiment]
     def finish(trainer, folder):
         rows, patches = evaluate_signs(trainer, run["batch_size"])
         write_csv(folder/"predictions.csv", rows)
         if patches: write_csv(folder/"selected_patches.csv", patches) # none without a sign that counts
         return {"signs": sign_summary(rows), "shown": show_signs(sets[1], list(dict.fromkeys(p["image"] for p in patches))[:4], folder/"shown.jpg")}
-    facts = dict(experiment=experiment, scale=run["scale"], pictures={"train": len(sets[0]), "test": len(sets[1])}, reduced=reduced(e, run), command=command(e, run))
+    facts = _standing(run, experiment) | dict(scale=run["scale"], pictures={"train": len(sets[0]), "test": len(sets[1])})
     title = f"{experiment}, {run['data_fraction']:.0%}, seed {run['seed']}"
     return train_into(run_dir(SIGNS, experiment, run), run, lambda on_step: make_sign_trainer(run, sets, device, on_step), finish, title, device, redo, SIGN_DEFAULTS, len(sets[0]), **facts)
 
@@ -186,4 +190,4 @@ def train_sign_all(runs: list[dict], experiment: str, device: str, redo: bool = 
     r = runs[0]
     words = f"{r['n_epochs']} epochs, pictures of {r['height']}x{r['width']}, {r['n_patches']} patches of {r['patch_size']} px, M = {r['M']}, I = {r['I']}, encoder {r['backbone']}"
     do_all(runs, lambda r: run_dir(SIGNS, experiment, r), lambda r: train_sign_run(r, experiment, data(r), device, redo), lambda: describe(SIGN_EXPERIMENTS[experiment], runs, device, words),
-           lambda todo: estimate_seconds(todo, lambda r: make_sign_trainer(r, data(r), device)), redo, SIGN_DEFAULTS)
+           lambda todo: estimate_seconds(todo, lambda r: make_sign_trainer(r, data(r), device)), redo, SIGN_DEFAULTS, lambda r: copied(SIGN_EXPERIMENTS, experiment, r, _standing(r, experiment)))
