@@ -51,9 +51,10 @@ def auc_by_memory(runs: pd.DataFrame): # matplotlib figure
     "AUC and accuracy on the test slides against the number of tiles in memory."
     with sns.axes_style("whitegrid"): fig, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     for ax, score, label in zip(axes, ("auc", "accuracy"), ("area under the ROC curve", "accuracy at 0.5")):
-        sns.stripplot(runs, x="M", y=score, ax=ax, jitter=0.1, size=7)
+        sns.stripplot(runs.assign(seed=runs.seed.astype(str)), x="M", y=score, hue="seed", dodge=True, jitter=False, size=7, ax=ax, legend=score == "auc")
         ax.axhline(0.5, color="0.5", linestyle=":")
         ax.set(xlabel="M, tiles in memory", ylabel=label, ylim=(0, 1.05))
+    axes[0].legend(title="seed", loc="lower right")
     return titled(fig, "Tumour or not, from a few tiles of each slide", slide_note(runs))
 
 # %% ../nbs/22b_slide_results.ipynb #74bbc9d2
