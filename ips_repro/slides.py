@@ -40,7 +40,9 @@ class Grid(NamedTuple):
 
     def corner(self, cell): return int(cell) % self.columns * self.tile, int(cell) // self.columns * self.tile
 
-def grid_of(slide, tile: int) -> Grid: return Grid(slide.dimensions[1] // tile, slide.dimensions[0] // tile, tile)
+def grid_of(slide, tile: int) -> Grid: # an OpenSlide; side of a tile, pixels at level 0
+    "The whole tiles of a slide; what is left over on the right and below is none."
+    return Grid(slide.dimensions[1] // tile, slide.dimensions[0] // tile, tile)
 
 # %% ../nbs/21a_slides.ipynb #f93df955
 COLOUR_FLOOR = 0.06 # of 1: with less difference between the channels nothing is tissue
