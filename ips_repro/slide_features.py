@@ -48,7 +48,7 @@ def list_slides(folder: str|Path) -> dict: # name of the file -> (label, part), 
 # %% ../nbs/21c_slide_features.ipynb #d1050f2a
 class Extractor:
     "A timm encoder and how tiles come to it."
-    def __init__(self, encoder: str = "resnet50", pretrained: bool = True, tile: int = 256, crop: int = 224, tissue: float = 0.25, batch_size: int = 64, device: str = "cpu", workers: int = 4):
+    def __init__(self, encoder: str = "resnet50", pretrained: bool = True, tile: int = 256, crop: int = 224, tissue: float = 0.25, batch_size: int = 32, device: str = "cpu", workers: int = 4):
         if not timm.is_model(encoder): raise ValueError(f"encoder: {encoder!r} is no timm model")
         if not 1 <= crop <= tile: raise ValueError(f"crop: {crop} is not between 1 and the tile's {tile} px")
         if not 0 < tissue <= 1: raise ValueError(f"tissue: {tissue:g} is not between 0 and 1")
