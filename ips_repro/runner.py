@@ -67,7 +67,8 @@ def _execute(notebook, parameters, tmp):
     import papermill
     from nbclient.exceptions import DeadKernelError
     failed, code = None, 1
-    try: papermill.execute_notebook(str(notebook), str(tmp), parameters=parameters, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr)
+    quiet = ["--log-level=ERROR"] # ipykernel warns of its own way of talking to itself
+    try: papermill.execute_notebook(str(notebook), str(tmp), parameters=parameters, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=quiet)
     except papermill.PapermillExecutionError as e: failed, code = f"{e.ename}: {e.evalue}", CODES.get(e.ename, 1)
     except DeadKernelError: failed = "the kernel died (killed, or out of memory)"
     if tmp.exists():
