@@ -128,14 +128,11 @@ def selection_panels(part: pd.DataFrame, f: Figure, order: list[str], note: str)
     return g.figure
 
 # %% ../nbs/04f_figures.ipynb #f9375cc4
-def draw(experiment: str, scale: str = "paper") -> list: # paths
-    "Draw and save all figures of an experiment: from paper and quick runs, or for `smoke` from those alone, into `figures/smoke`. `ValueError` for an unknown experiment."
+def draw(experiment: str, scale: str = "paper") -> dict: # name of the file -> matplotlib figure, or None
+    "All figures of an experiment: from paper and quick runs, or for `smoke` from those alone. `ValueError` for an unknown experiment."
     if experiment not in FIGURES: raise ValueError(f"experiment: {experiment!r} is none of {', '.join(FIGURES)}")
     scales = ("smoke",) if scale == "smoke" else ("paper", "quick")
-    made = draw_accuracy(experiment, scales) | {f"{experiment}_selection": draw_selection(experiment, scales)}
-    paths = save_all(made, scale)
-    for fig in made.values(): plt.close(fig)
-    return paths
+    return draw_accuracy(experiment, scales) | {f"{experiment}_selection": draw_selection(experiment, scales)}
 
 def save_all(figures: dict, scale: str) -> list: # paths
     "Save figures (name -> matplotlib figure, or None) where those of a scale belong."

@@ -207,7 +207,7 @@ def _looks(runs):
     title = f"{NAMES[one.strategy]}, {one.keep:g} of the patches, seed {one.seed}, {one.scale} scale: top-1 {one.top1:.3f} of {one.n}"
     return {"Line_Guided_ViT_places": draw_places(runs), "Line_Guided_ViT_patches": draw_patches(runs, one.keep), "Line_Guided_ViT_confusion": draw_confusion(one.folder, title)}
 
-def draw_line(scale: str = "paper") -> dict: # name of the file -> figure
+def draw_line(experiment: str = LINE_GUIDED, scale: str = "paper") -> dict: # name of the file -> figure
     "The figures that `ips-repro draw Line_Guided_ViT` draws; of nothing, none."
     runs = read_line_runs(("smoke",) if scale == "smoke" else ("paper", "quick"))
     costs = read_costs(runs.scale.iloc[0]) if len(runs) else None

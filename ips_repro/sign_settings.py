@@ -81,7 +81,7 @@ SIGNS = Family(SIGN_DEFAULTS, SIGN_PRESETS, _complete, _folder, SIGN_CHOICES, SI
 _QUARTER, _SEEDS = dict(data_fraction=0.25), dict(seed=[1, 2, 3, 4, 5])
 
 SIGN_EXPERIMENTS = {f"Traffic_Signs/{name}": Experiment(SIGNS, "21_traffic_signs_run", axes, grids, {"experiment": name}) for name, axes, grids in (
-    ("Dataset_Size", ("data_fraction", "protocol", "o2i"), {"paper": [dict(data_fraction=[0.25, 0.5, 1.0], **_SEEDS)], "quick": [dict(data_fraction=[0.25, 1.0], o2i=[0.5, 2.0])], "smoke": [dict(data_fraction=[0.5, 1.0], o2i=5.0)]}),
+    ("Dataset_Size", ("data_fraction", "protocol", "o2i"), {"paper": [dict(data_fraction=[0.25, 0.5, 1.0], **_SEEDS)], "quick": [dict(data_fraction=[0.25, 1.0], o2i=[0.5, 2.0], seed=[0, 1])], "smoke": [dict(data_fraction=[0.5, 1.0], o2i=5.0)]}),
     ("Patch_Size", ("patch_size", "M"), {"paper": [dict(patch_size=25, M=20, **_QUARTER, **_SEEDS), dict(patch_size=100, **_QUARTER, **_SEEDS)], "quick": [dict(patch_size=[20, 40], o2i=2.0)], "smoke": [dict(patch_size=[20, 40], o2i=5.0)]}),
     ("Attention_Masking", ("mask_p", "mask_k"), {"paper": [dict(mask_p=0., **_QUARTER, **_SEEDS), dict(mask_p=[0.05, 0.1], mask_k=[10, 20, 30], **_QUARTER, **_SEEDS)], "quick": [dict(mask_p=[0., 0.1], mask_k=10, o2i=2.0)], "smoke": [dict(mask_p=[0., 0.1], mask_k=2, o2i=5.0)]}),
     ("Semantic_Diversity_Regularisation", ("w_diversity", "w_semantic"), {"paper": [dict(w_diversity=0., **_QUARTER, **_SEEDS), dict(w_diversity=[0.1, 0.25, 0.5, 0.75, 1.0], w_semantic=1., **_QUARTER, **_SEEDS)], "quick": [dict(w_diversity=0., o2i=2.0), dict(w_diversity=[0.1, 1.0], w_semantic=1., o2i=2.0)], "smoke": [dict(w_diversity=0.1, w_semantic=1., o2i=5.0)]}),
