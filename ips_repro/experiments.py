@@ -19,11 +19,11 @@ _TINY = dict(canvas=600, n_epochs=1)
 
 EXPERIMENTS = {
     "O2I_datasize": Experiment(TESTBED, "05_o2i_sweep", ("o2i", "n_train"), {
-        "paper": [dict(o2i=list(PUBLISHED_O2I), n_train=[800, 1000, 2000, 4000])], "quick": [dict(o2i=list(PUBLISHED_O2I), n_train=2000)], "smoke": [dict(o2i=list(PUBLISHED_O2I), n_train=16)]}),
+        "paper": [dict(o2i=list(PUBLISHED_O2I), n_train=[800, 1000, 2000, 4000])], "quick": [dict(o2i=list(PUBLISHED_O2I), n_train=2000, seed=[0, 1])], "smoke": [dict(o2i=list(PUBLISHED_O2I), n_train=16)]}),
     "Dataset_Size": Experiment(TESTBED, "06_dataset_size", ("n_train",), {
-        "paper": [dict(n_train=[200, 400, 800, 1000, 2000, 4000, 5000])], "quick": [dict(n_train=[500, 1000, 2000])], "smoke": [dict(n_train=[8, 16], **_TINY)]}),
+        "paper": [dict(n_train=[200, 400, 800, 1000, 2000, 4000, 5000])], "quick": [dict(n_train=[500, 1000, 2000], seed=[0, 1])], "smoke": [dict(n_train=[8, 16], **_TINY)]}),
     "Noise_Size": Experiment(TESTBED, "07_noise_size", ("n_noise",), {
-        "paper": [dict(n_noise=[100, 200, 400, 600, 800], n_train=5000)], "quick": [dict(o2i=0.034, n_noise=[8, 16, 64], n_train=2000)], "smoke": [dict(n_noise=[4, 8], **_TINY)]}),
+        "paper": [dict(n_noise=[100, 200, 400, 600, 800], n_train=5000)], "quick": [dict(o2i=0.034, n_noise=[8, 32], n_train=2000, seed=[0, 1])], "smoke": [dict(n_noise=[4, 8], **_TINY)]}),
     "Digit_Thickness": Experiment(TESTBED, "08_digit_thickness", ("noise_thickness", "stroke"), {
         "paper": [dict(o2i=_D28_AT_1500, canvas=1500, n_noise=800, n_train=2000, n_epochs=50, seed=[1, 2, 3], stroke="integer", noise_thickness=[1., 2., 3., 4., 5.]),
                   dict(o2i=_D28_AT_1500, canvas=1500, n_noise=800, n_train=2000, n_epochs=50, seed=[1, 2, 3], stroke="subpixel", noise_thickness=[0.5, 1., 1.4, 1.6, 2., 2.4, 2.8, 3.])],
@@ -52,7 +52,7 @@ EXPERIMENTS |= {
         "quick": [dict(o2i=_D28_AT_1500, canvas=750, mask_p=[0., 0.2, 0.6], mask_k=10)], "smoke": [dict(mask_p=[0., 0.2], mask_k=4, **_TINY)]}),
     "Bezier_vs_Original_Noise": Experiment(TESTBED, "14_bezier_vs_line_noise", ("noise_kind",), {
         "paper": [dict(noise_kind=["bezier", "line"], n_train=1000, seed=[1, 2, 3], M=50, I=50), dict(noise_kind=["bezier", "line"], n_train=1000, seed=1)],
-        "quick": [dict(noise_kind=["bezier", "line"], o2i=0.034, n_noise=64, seed=[0, 1])], "smoke": [dict(noise_kind=["bezier", "line"], **_TINY)]}),
+        "quick": [dict(noise_kind=["bezier", "line"], o2i=0.034, n_noise=32, seed=[0, 1])], "smoke": [dict(noise_kind=["bezier", "line"], **_TINY)]}),
 }
 
 # %% ../nbs/01d_experiments.ipynb #9daef96b
