@@ -34,6 +34,7 @@ def one_for_each(runs: pd.DataFrame, by: str = "o2i") -> pd.DataFrame: # rows of
     "One plain run for each value of a parameter: the one with the most training canvases, the lowest seed first."
     plain = runs[runs.variant.map(len) == 0]
     return plain.sort_values(["n_train", "seed"], ascending=[False, True]).drop_duplicates(by).sort_values(by)
+
 def mapped_runs(experiment: str = "O2I_datasize", scales: tuple = ("paper", "quick")) -> pd.DataFrame: # as from `one_for_each`; empty if there are none
     "The runs to draw: of the first scale that has finished ones."
     return next((one_for_each(t) for t in (read_runs(experiment, (s,)) for s in scales) if len(t)), pd.DataFrame())
@@ -44,7 +45,7 @@ def draw_map(
     folder: str|Path,  # of a finished run of the testbed
     image: int = 0,    # which of the recorded test canvases
     colours="plasma",
-) -> None:
+) -> list[tuple]:      # (x, y, side) of the digits, pixels
     "One canvas. Attention is that of the last step of the selection, the largest of the canvas being 1."
     run, kept = DEFAULTS | read_manifest(folder)["parameters"], kept_patches(folder, image)
     canvases = test_canvases(run)
@@ -54,21 +55,25 @@ def draw_map(
     d = canvases.digit_size
     for (row, column), i in zip(canvases.digit_pos[image], canvases.digit_index[image]):
         ax.add_patch(Rectangle((column, row), d, d, fill=False, edgecolor="C2", linewidth=1.5))
-        ax.annotate(str(canvases.bank[1][i]), (column + d, row), color="C2", fontsize=9, fontweight="bold", va="bottom")
+        ax.annotate(str(canvases.bank[1][i]), (column + d, row), color="C2", fontsize=9, fontweight="bold", va="bottom", annotation_clip=True)
     ax.set(xticks=[], yticks=[])
+    return [(column, row, d) for row, column in canvases.digit_pos[image]]
 
 def attention_maps(
     runs: pd.DataFrame, # from `one_for_each`
     image: int = 0,
 ):                      # matplotlib figure
-    "The runs side by side, by O2I."
-    fig, axes = plt.subplots(1, len(runs), figsize=(4.2 * len(runs), 4.9), squeeze=False, layout="constrained")
-    for ax, (_, run) in zip(axes[0], runs.iterrows()):
-        draw_map(ax, run.folder, image)
-        ax.set_title(f"O2I {run.o2i:g} %: {run.n_train} canvases" + ("" if run.scale == "paper" else f", {run.scale} scale") + f"\nM = {run.M}, majority right {run.test_majority:.0%}", fontsize=10)
-    bar = fig.colorbar(plt.cm.ScalarMappable(cmap="plasma"), ax=axes, shrink=0.7, pad=0.01)
+    "The runs side by side, by O2I; below each canvas its digits, enlarged."
+    columns = range(len(runs))
+    fig, axes = plt.subplot_mosaic([[f"{c}" for c in columns for _ in range(5)], [f"{c}/{i}" for c in columns for i in range(5)]], height_ratios=[5, 1], figsize=(4.2 * len(runs), 5.6), layout="constrained")
+    for c, (_, run) in enumerate(runs.iterrows()):
+        for i, (x, y, d) in enumerate(draw_map(axes[f"{c}"], run.folder, image)):
+            draw_map(axes[f"{c}/{i}"], run.folder, image)
+            axes[f"{c}/{i}"].set(xlim=(x - d / 2, x + 1.5 * d), ylim=(y + 1.5 * d, y - d / 2))
+        axes[f"{c}"].set_title(f"O2I {run.o2i:g} %: {run.n_train} canvases" + ("" if run.scale == "paper" else f", {run.scale} scale") + f"\nM = {run.M}, majority right {run.test_majority:.0%}", fontsize=10)
+    bar = fig.colorbar(plt.cm.ScalarMappable(cmap="plasma"), ax=list(axes.values()), shrink=0.7, pad=0.01)
     bar.set_label("attention (largest = 1)")
-    fig.suptitle("Kept patches (coloured) and true digits (green) of a test canvas", fontweight="bold", x=0.01, ha="left")
+    fig.suptitle("Kept patches (coloured) and true digits (green) of a test canvas; below, its digits enlarged", fontweight="bold", x=0.01, ha="left")
     return fig
 
 def draw_maps(name: str = "Attention_Maps", scale: str = "paper") -> dict: # name -> matplotlib figure

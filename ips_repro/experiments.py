@@ -50,6 +50,8 @@ EXPERIMENTS |= {
         "paper": [dict(o2i=_D28_AT_1500, canvas=1500, n_noise=50, n_train=5000, n_epochs=150, mask_p=[0., 0.1, 0.2, 0.6, 0.8], mask_k=10), dict(o2i=_D28_AT_1500, canvas=1500, n_noise=50, n_train=5000, n_epochs=150, mask_p=[0.1, 0.2], mask_k=20),
                   dict(o2i=_D28_AT_1500, canvas=1500, n_noise=50, n_train=1000, mask_p=0.), dict(o2i=_D28_AT_1500, canvas=1500, n_noise=50, n_train=1000, mask_p=0.2, mask_k=[20, 30, 40])],
         "quick": [dict(o2i=_D28_AT_1500, canvas=750, mask_p=[0., 0.2, 0.6], mask_k=10)], "smoke": [dict(mask_p=[0., 0.2], mask_k=4, **_TINY)]}),
+    "Digit_Bank": Experiment(TESTBED, "16_digit_bank", ("n_digits",), {
+        "paper": [dict(n_digits=[250, 1000, 0], n_train=2000, seed=[0, 1, 2])], "quick": [dict(o2i=0.034, n_digits=[250, 1000, 0], seed=[0, 1])], "smoke": [dict(n_digits=[20, 0], **_TINY)]}),
     "Bezier_vs_Original_Noise": Experiment(TESTBED, "14_bezier_vs_line_noise", ("noise_kind",), {
         "paper": [dict(noise_kind=["bezier", "line"], n_train=1000, seed=[1, 2, 3], M=50, I=50), dict(noise_kind=["bezier", "line"], n_train=1000, seed=1)],
         "quick": [dict(noise_kind=["bezier", "line"], o2i=0.034, n_noise=32, seed=[0, 1])], "smoke": [dict(noise_kind=["bezier", "line"], **_TINY)]}),

@@ -32,9 +32,9 @@ def _row(folder):
     scores = {f"top{k}": line[f"top{k}"]["accuracy"] for k in (1, 5)}
     return run | scores | {"n": line["top1"]["n"], "ink_kept": line["ink_kept"], "epochs": summary["final"]["epoch"], "reduced": manifest["reduced"], "drawn_by": manifest["drawn_by"], "variant": line_variant(run), "folder": str(folder)}
 
-def read_line_runs(scales: tuple = ("paper", "quick"), data: str = "shapes", drawings: str = "canny") -> pd.DataFrame: # a row a run: parameters, top1, top5, n, ink_kept, ...
-    "Every finished plain run on this data, with these drawings where its strategy looks at them, of the first of these scales that has any."
-    return plain_runs(LINE_GUIDED, scales, _row, lambda table: (table.data == data) & ((table.drawings == drawings) | table.strategy.isin(UNUSED)))
+def read_line_runs(scales: tuple = ("paper", "quick"), data: str|None = "shapes", drawings: str|None = "canny") -> pd.DataFrame: # a row a run: parameters, top1, top5, n, ink_kept, ...
+    "Every finished plain run on this data (None: any), with these drawings where its strategy looks at them, of the first of these scales that has any."
+    return plain_runs(LINE_GUIDED, scales, _row, lambda table: ((table.data == data) | (data is None)) & ((table.drawings == drawings) | (drawings is None) | table.strategy.isin(UNUSED)))
 
 def read_costs(scale: str) -> dict|None:
     "What was measured last of the ViT of a scale (see [32a_line_cost](32a_line_cost.ipynb)), with its `device`; None if nothing was."
