@@ -382,6 +382,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                         'ips_repro.line_results.learning_curves': ( 'line_results.html#learning_curves',
                                                                                     'ips_repro/line_results.py'),
                                         'ips_repro.line_results.note': ('line_results.html#note', 'ips_repro/line_results.py'),
+                                        'ips_repro.line_results.published_line_runs': ( 'line_results.html#published_line_runs',
+                                                                                        'ips_repro/line_results.py'),
                                         'ips_repro.line_results.read_costs': ('line_results.html#read_costs', 'ips_repro/line_results.py'),
                                         'ips_repro.line_results.read_line_runs': ( 'line_results.html#read_line_runs',
                                                                                    'ips_repro/line_results.py'),

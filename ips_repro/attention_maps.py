@@ -59,6 +59,7 @@ def draw_map(
     ax.set(xticks=[], yticks=[])
     return [(column, row, d) for row, column in canvases.digit_pos[image]]
 
+# %% ../nbs/04i_attention_maps.ipynb #070dec62
 def attention_maps(
     runs: pd.DataFrame, # from `one_for_each`
     image: int = 0,
@@ -70,7 +71,7 @@ def attention_maps(
         for i, (x, y, d) in enumerate(draw_map(axes[f"{c}"], run.folder, image)):
             draw_map(axes[f"{c}/{i}"], run.folder, image)
             axes[f"{c}/{i}"].set(xlim=(x - d / 2, x + 1.5 * d), ylim=(y + 1.5 * d, y - d / 2))
-        axes[f"{c}"].set_title(f"O2I {run.o2i:g} %: {run.n_train} canvases" + ("" if run.scale == "paper" else f", {run.scale} scale") + f"\nM = {run.M}, majority right {run.test_majority:.0%}", fontsize=10)
+        axes[f"{c}"].set_title(f"O2I {run.o2i:g} %: {run.n_train} canvases" + ("" if run.scale == "paper" else f", {run.scale} scale") + f"\nM = {run.M}, seed {run.seed}, majority right {run.test_majority:.0%}", fontsize=10)
     bar = fig.colorbar(plt.cm.ScalarMappable(cmap="plasma"), ax=list(axes.values()), shrink=0.7, pad=0.01)
     bar.set_label("attention (largest = 1)")
     fig.suptitle("Kept patches (coloured) and true digits (green) of a test canvas; below, its digits enlarged", fontweight="bold", x=0.01, ha="left")

@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 
 from .compare import SETTING, compare_all
-from .core import out_root, project_root, write_atomic
+from .core import project_root, write_atomic
 from .experiments import EXPERIMENTS
-from .family import reduction_text
-from .line_results import read_line_runs
+from .family import experiment_runs, reduction_text, run_dir
+from .line_results import published_line_runs, read_line_runs
 from .line_settings import LINE_GUIDED
-from .plan import PLANNED, make_plan
+from .plan import PLANNED
 from .results import TASK_NAMES, published_points, read_runs
 from .sign_results import published_signs, read_sign_runs
 from .sign_settings import SIGN_EXPERIMENTS
@@ -40,16 +40,17 @@ def published_table() -> pd.DataFrame: # a row a run: experiment, its parameters
     "All published runs that can be compared, copies once."
     testbed = [_tasks(published_points(e)).assign(experiment=e).drop_duplicates([*TASK_NAMES, *(f"train_{t}" for t in TASK_NAMES)]) for e in EXPERIMENTS]
     signs = [t.assign(experiment=e) for e in SIGN_EXPERIMENTS if len(t := published_signs(e))]
-    lines = pd.read_csv(files("ips_repro")/"data"/"published_line_runs.csv").assign(experiment=LINE_GUIDED, seed=0)
+    lines = published_line_runs().assign(experiment=LINE_GUIDED, seed=0)
     return pd.concat([*testbed, *signs, lines], ignore_index=True)
 
-def our_table(experiment: str, scale: str) -> pd.DataFrame: # a row a run: its parameters, scores, n (test images), reduced, folder
-    "Our finished runs of an experiment's plan at one scale."
+def our_table(experiment: str, scale: str, asked: dict = {}) -> pd.DataFrame: # a row a run: its parameters, scores, n (test images), reduced, folder
+    "Our finished runs of an experiment's plan at one scale; `asked`: or of the plan with this asked for."
     if experiment in SIGN_EXPERIMENTS: table = read_sign_runs(experiment, (scale,))
     elif experiment == LINE_GUIDED: table = read_line_runs((scale,), data=None, drawings=None)
     else: table = _tasks(read_runs(experiment, (scale,)))
     if not len(table): return table
-    planned = {out_root()/line["folder"] for line in make_plan([experiment], scale)}
+    e = PLANNED[experiment]
+    planned = {run_dir(e.family, experiment, r) for r in experiment_runs(e, asked, scale)}
     return table.assign(n=table["n" if "n" in table else "n_test"])[[Path(f) in planned for f in table.folder]]
 
 # %% ../nbs/41_claims.ipynb #6f245b51
@@ -123,10 +124,10 @@ def published_change(claim, table: pd.DataFrame) -> Change|None: # a row of `cla
     return _change(table, (claim.published_from, claim.published_to, claim.published_at), claim.score, [k for k in SETTING if k in table and table[k].notna().all()], claim.published_n)
 
 def our_change(claim) -> Change|None: # a row of `claims`
-    "What we have of a claim, at the largest scale that has both settings."
-    parameters = list(PLANNED[claim.experiment].family.defaults)
-    for scale, names in (("paper", (claim.published_from, claim.published_to, claim.published_at)), ("quick", (claim.quick_from, claim.quick_to, claim.quick_at))):
-        if change := _change(our_table(claim.experiment, scale), names, claim.score, parameters, scale=scale): return change
+    "What we have of a claim: at paper scale on the papers' own data, else at paper scale, else at quick scale, whichever has both settings first."
+    family, as_published = PLANNED[claim.experiment].family, (claim.published_from, claim.published_to, claim.published_at)
+    for scale, asked, names in (("paper", family.published, as_published), ("paper", {}, as_published), ("quick", {}, (claim.quick_from, claim.quick_to, claim.quick_at))):
+        if change := _change(our_table(claim.experiment, scale, asked), names, claim.score, list(family.defaults), scale=scale): return change
     return None
 
 def looked_up() -> list[tuple]: # of (claim, published, ours or None)
