@@ -75,7 +75,8 @@ class Change(NamedTuple):
     "From one setting to the other."
     start: Mean
     end: Mean
-    settings: str     # in words
+    varied: str = ""  # the parameters that change, in words
+    held: str = ""    # others that matter
     scale: str = "paper"
     reduced: tuple = ()
 
@@ -107,8 +108,9 @@ def mean_of(rows: pd.DataFrame, score: str, n: int, parameters: list) -> Mean:
     seeds = rows.groupby("seed", dropna=False)[score].mean()
     return Mean(seeds.mean(), seeds.std(), len(seeds), int(n))
 
-def _words(start, end, at): return f"{_said(start)} → {_said(end)}" + (f"; {_said(at)}" if at else "")
-def _said(values): return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+def _said(v): return f"{v:g}" if isinstance(v, float) else str(v)
+def _held(at): return ", ".join(f"{k} {_said(v)}" for k, v in at.items())
+def _varied(start, end): return ", ".join(f"{k} {_said(start[k])} → {_said(end[k])}" if k in start and k in end else f"{k} {_said((start | end)[k])}" for k in start | end if start.get(k) != end.get(k))
 
 # %% ../nbs/41_claims.ipynb #7668015f
 def _change(table, names, score, parameters, n=None, **more): # None if one of the settings is not there
@@ -116,7 +118,7 @@ def _change(table, names, score, parameters, n=None, **more): # None if one of t
     parts = [rows_in(table, at | s) for s in (start, end)] if len(table) else [[]]
     if not all(map(len, parts)): return None
     reduced = reduction_text(list(pd.concat(parts).reduced)) if "reduced" in table else ()
-    return Change(*(mean_of(p, score, n or p.n.iloc[0], parameters) for p in parts), _words(start, end, at), reduced=tuple(reduced), **more)
+    return Change(*(mean_of(p, score, n or p.n.iloc[0], parameters) for p in parts), _varied(start, end), _held(at), reduced=tuple(reduced), **more)
 
 def published_change(claim, table: pd.DataFrame) -> Change|None: # a row of `claims`; from `published_table`
     "What was published of a claim."
@@ -136,29 +138,29 @@ def looked_up() -> list[tuple]: # of (claim, published, ours or None)
     return [(c, published_change(c, table), our_change(c)) for c in claims().itertuples()]
 
 # %% ../nbs/41_claims.ipynb #8d2b8df4
-def _seen(change, claim): # "0.666 → 0.893 (settings; quick scale, 2 seeds each)", verdict
-    if change is None: return "", "not run"
+def _seen(change, claim): # "0.666 → 0.893", "2 runs each", verdict
+    if change is None: return "", "", "not run"
     a, b = change.start.seeds, change.end.seeds
-    runs = f"{a} run{'s' * int(a > 1)} each" if a == b else f"{a} and {b} runs"
-    return f"{change.start} → {change.end} ({change.settings}; {runs})", change.verdict(claim.expect, claim.chance)
+    return f"{change.start} → {change.end}", f"{a} run{'s' * int(a > 1)} each" if a == b else f"{a} and {b} runs", change.verdict(claim.expect, claim.chance)
 
 def claims_table() -> str: # markdown
     "The one table: a row a claim."
-    lines = ["| claim | score | published | holds? | ours | scale | holds? |", "|---|---|---|---|---|---|---|"]
+    lines = ["| claim | published | holds? | ours | holds? |", "|---|---|---|---|---|"]
     for c, theirs, ours in looked_up():
-        (said, held), (mine, holds) = _seen(theirs, c), _seen(ours, c)
-        lines.append(f"| [{c.experiment}](nbs/{c.notebook}.ipynb): {c.claim} | {c.score} | {said} | {held} | {mine} | {ours.scale if ours else ''} | {holds} |")
+        (said, runs, held), (mine, times, holds) = _seen(theirs, c), _seen(ours, c)
+        ours_cell = f"{mine}<br>{ours.varied}; {times}{', paper scale' if ours.scale == 'paper' else ''}" if ours else ""
+        lines.append(f"| [{c.experiment}](nbs/{c.notebook}.ipynb): {c.claim} | {said}<br>{theirs.varied}; {runs} | {held} | {ours_cell} | {holds} |")
     return "\n".join(lines)
 
 HOLDS = {"yes": "so it holds", "no": "so it does not hold", "unclear": "so nothing is clear", "nothing learnt": "so nothing was learnt in either setting"}
 
 def sentence(claim, theirs: Change|None, ours: Change|None) -> str: # markdown
     "What the paper claims, what ours shows, at which scale, with how many seeds, and where we differ."
-    (said, held), (mine, holds) = _seen(theirs, claim), _seen(ours, claim)
-    text = f"**{claim.experiment}.** {claim.claim} (Source: {claim.source}.) Published, {claim.score}: {said}, {HOLDS[held]}."
+    (said, runs, held), (mine, times, holds) = _seen(theirs, claim), _seen(ours, claim)
+    text = f"**{claim.experiment}.** {claim.claim} (Source: {claim.source}.) Published, {claim.score}: {said} ({theirs.varied}; {theirs.held + '; ' if theirs.held else ''}{runs}), {HOLDS[held]}."
     if ours is None: return f"{text} Ours: not run yet."
     differ = f" Ours differ from the paper's settings in: {'; '.join(ours.reduced)}." if ours.reduced else ""
-    return f"{text} Ours, {ours.scale} scale: {mine}, {HOLDS[holds]}.{differ}"
+    return f"{text} Ours, {ours.scale} scale: {mine} ({ours.varied}; {ours.held + '; ' if ours.held else ''}{times}), {HOLDS[holds]}.{differ}"
 
 def claims_text() -> str: # markdown
     "A paragraph a claim."
