@@ -65,7 +65,7 @@ def _apart(part, f, source): # runs that are not seeds of one setting are never 
 
 def _published(names): # a run that stands in several tables once
     table = pd.concat(map(published_points, names), ignore_index=True).assign(scale="published")
-    return table.drop_duplicates(["o2i", "n_train", *(f"{part}_{t}" for part in ("train", "test") for t in TASK_NAMES)]) if len(names) > 1 else table
+    return table.drop_duplicates(["o2i", "canvas", "n_noise", "n_train", "patch_size", *(f"{part}_{t}" for part in ("train", "test") for t in TASK_NAMES)]) if len(names) > 1 else table
 
 def _ours(names, scales): return pd.concat([read_runs(name, scales) for name in names], ignore_index=True)
 

@@ -69,6 +69,7 @@ def _complete(run, asked):
         if "warmup_epochs" not in asked: run["warmup_epochs"] = min(run["warmup_epochs"], run["n_epochs"] / 5)
         if run["n_noise"] is None: run["n_noise"] = PUBLISHED_NOISE.get(run["o2i"], 800)
         run |= {"noise_size": run["noise_size"] or d, "stride": run["stride"] or run["patch_size"]}
+        if run["n_digits"] == BANK_SIZES[run["digits"]]: run["n_digits"] = 0 # all of them
         if not run["mask_p"]: run["mask_k"] = DEFAULTS["mask_k"]     # nothing is masked, whatever K
         rows, cols = grid_shape(H, W, run["patch_size"], run["stride"])
     except ValueError as e: raise ParameterError(str(e)) from None

@@ -69,9 +69,10 @@ def test_one(path: str|Path, flags: str, timeout: float, env: dict = {}) -> tupl
 def copy_travelling(folder: str, to: str|Path, root: Path|None = None) -> list[Path]: # the copies
     "Copy the files below a folder of the project that git tracks (where there is no git, all of them) to the same places below `to`."
     root = root or project_root()
-    listed = subprocess.run(["git", "ls-files", "-z", "--", folder], cwd=root, capture_output=True, text=True)
-    names = listed.stdout.split("\0") if listed.returncode == 0 else [str(p.relative_to(root)) for p in (root/folder).rglob("*")]
-    made = [(root/n, Path(to)/n) for n in names if n and (root/n).is_file()]
+    try: names = subprocess.run(["git", "ls-files", "-z", "--", folder], cwd=root, capture_output=True, text=True).stdout.split("\0")
+    except FileNotFoundError: names = []
+    names = list(filter(None, names)) or [str(p.relative_to(root)) for p in (root/folder).rglob("*")]
+    made = [(root/n, Path(to)/n) for n in names if (root/n).is_file()]
     for source, copy in made: copy.parent.mkdir(parents=True, exist_ok=True); shutil.copyfile(source, copy)
     return [copy for _, copy in made]
 
