@@ -86,11 +86,11 @@ class Change(NamedTuple):
         d, sure = round(self.end.mean - self.start.mean, 9), round(2 * math.hypot(self.start.error, self.end.error), 9)
         return {name for name, so in (("rises", d > sure), ("falls", d < -sure), ("same", abs(d) + sure <= SAME)) if so}
 
-    def verdict(self, expect: str, chance: float) -> str: # yes, no, unclear, nothing learnt, or all right; and if that is of one seed
+    def verdict(self, expect: str, chance: float) -> str: # yes, no, unclear, nothing learnt, or at the ceiling; and if that is of one seed
         "Does the claim hold? `expect`: what agrees with it, as `rises|same`; `chance`: what guessing scores."
         ends, expected = (self.start, self.end), set(expect.split("|"))
         if all(m.mean <= chance + 2 * m.error for m in ends): return "nothing learnt"
-        if "same" not in expected and all(m.mean >= 1 - m.error for m in ends): return "all right"
+        if "same" not in expected and all(m.mean >= 1 - m.error for m in ends): return "at the ceiling"
         verdict = "yes" if self.found() & expected else "no" if self.found() else "unclear"
         return verdict + ", one seed" * (min(m.seeds for m in ends) == 1 and verdict != "unclear")
 
@@ -163,8 +163,8 @@ def claims_table() -> str: # markdown
     counted = ", ".join(f"{verdicts.count(v)} {words}" for v, words in COUNTED.items() if v in verdicts)
     return f"**Of {len(found)} claims {len(verdicts)} were tried here: {counted or 'none'}.**\n\n" + "\n".join(lines)
 
-COUNTED = {"yes": "hold", "no": "do not", "unclear": "remain unclear", "nothing learnt": "in which nothing was learnt", "all right": "in which everything was answered rightly"}
-HOLDS = {"yes": "so it holds", "no": "so it does not hold", "unclear": "so nothing is clear", "nothing learnt": "so nothing was learnt in either setting", "all right": "so both settings are at the ceiling"}
+COUNTED = {"yes": "hold", "no": "do not", "unclear": "remain unclear", "nothing learnt": "in which nothing was learnt", "at the ceiling": "in which everything was answered rightly"}
+HOLDS = {"yes": "so it holds", "no": "so it does not hold", "unclear": "so nothing is clear", "nothing learnt": "so nothing was learnt in either setting", "at the ceiling": "so both settings are at the ceiling"}
 
 def _holds(verdict): return HOLDS[verdict.partition(",")[0]] + " in one seed" * verdict.endswith("one seed")
 
