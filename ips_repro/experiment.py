@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'Patched', 'make_data', 'make_net', 'make_terms', 'make_trainer', 'selected_patches', 'describe', 'train_run',
-           'check_jams', 'check_backbones', 'check_device', 'train_all']
+           'check_digits', 'check_jams', 'check_backbones', 'check_device', 'train_all']
 
 # %% ../nbs/04a_experiment.ipynb #ac9620d9
 import time
@@ -40,7 +40,7 @@ class Patched:
 
 def make_data(run: dict, train: bool, device="cpu") -> Patched:
     "The training or test canvases of a run; `device` is where their patches are painted."
-    ds = MegapixelMNIST(load_digits(run["digits"], train), run["n_train"] if train else run["n_test"], run["canvas"], run["digit_size"], run["n_noise"],
+    ds = MegapixelMNIST(load_digits(run["digits"], train, run["n_digits"] if train else 0), run["n_train"] if train else run["n_test"], run["canvas"], run["digit_size"], run["n_noise"],
                         run["noise_size"], run["noise_thickness"], run["noise_kind"], run["stroke"], run["seed"], train)
     return Patched(ds, run["patch_size"], run["stride"], "cpu" if run["determinism"] == "deterministic" else device)
 
@@ -96,6 +96,12 @@ def train_run(run: dict, experiment: str, notebook: str, device: str, redo: bool
     return train_into(run_dir(experiment, run), run, lambda on_step: make_trainer(run, device, on_step), finish, title, device, redo, DEFAULTS, **facts)
 
 # %% ../nbs/04a_experiment.ipynb #16244086
+def check_digits(runs: list[dict]):
+    "Load the digits, so that missing ones are told before anything is written."
+    for bank, n in dict.fromkeys((r["digits"], r["n_digits"]) for r in runs):
+        try: load_digits(bank, n=n)
+        except ValueError as e: raise ParameterError(str(e)) from None
+
 def check_jams(runs: list[dict]):
     "Digits so large that five may not find room by chance: try the very canvases of the runs before anything is written."
     for r in runs:
@@ -121,7 +127,7 @@ def check_device(runs: list[dict], device: str, memory_gib: float|None = None):
 def train_all(runs: list[dict], experiment: str, notebook: str, device: str, redo: bool = False, memory_gib: float|None = None):
     "Train every run that is not done yet, here or in another experiment."
     check_device(runs, device, memory_gib)
-    load_digits(runs[0]["digits"])                                   # missing digits are told before anything is written
+    check_digits(runs)
     check_jams(runs)
     check_backbones(runs)
     do_all(runs, lambda r: run_dir(experiment, r), lambda r: train_run(r, experiment, notebook, device, redo), lambda: describe(runs, device, experiment),

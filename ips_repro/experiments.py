@@ -19,19 +19,19 @@ _TINY = dict(canvas=600, n_epochs=1)
 
 EXPERIMENTS = {
     "O2I_datasize": Experiment(TESTBED, "05_o2i_sweep", ("o2i", "n_train"), {
-        "paper": [dict(o2i=list(PUBLISHED_O2I), n_train=[800, 1000, 2000, 4000])], "quick": [dict(o2i=list(PUBLISHED_O2I), n_train=2000)], "smoke": [dict(o2i=list(PUBLISHED_O2I), n_train=16)]}),
+        "paper": [dict(o2i=list(PUBLISHED_O2I), n_train=[800, 1000, 2000, 4000])], "quick": [dict(o2i=list(PUBLISHED_O2I), n_train=2000, seed=[0, 1])], "smoke": [dict(o2i=list(PUBLISHED_O2I), n_train=16)]}),
     "Dataset_Size": Experiment(TESTBED, "06_dataset_size", ("n_train",), {
-        "paper": [dict(n_train=[200, 400, 800, 1000, 2000, 4000, 5000])], "quick": [dict(n_train=[500, 1000, 2000])], "smoke": [dict(n_train=[8, 16], **_TINY)]}),
+        "paper": [dict(n_train=[200, 400, 800, 1000, 2000, 4000, 5000])], "quick": [dict(n_train=[500, 1000, 2000], seed=[0, 1])], "smoke": [dict(n_train=[8, 16], **_TINY)]}),
     "Noise_Size": Experiment(TESTBED, "07_noise_size", ("n_noise",), {
-        "paper": [dict(n_noise=[100, 200, 400, 600, 800], n_train=5000)], "quick": [dict(n_noise=[8, 32, 128], n_train=2000)], "smoke": [dict(n_noise=[4, 8], **_TINY)]}),
+        "paper": [dict(n_noise=[100, 200, 400, 600, 800], n_train=5000)], "quick": [dict(o2i=0.034, n_noise=[8, 32], n_train=2000, seed=[0, 1])], "smoke": [dict(n_noise=[4, 8], **_TINY)]}),
     "Digit_Thickness": Experiment(TESTBED, "08_digit_thickness", ("noise_thickness", "stroke"), {
         "paper": [dict(o2i=_D28_AT_1500, canvas=1500, n_noise=800, n_train=2000, n_epochs=50, seed=[1, 2, 3], stroke="integer", noise_thickness=[1., 2., 3., 4., 5.]),
                   dict(o2i=_D28_AT_1500, canvas=1500, n_noise=800, n_train=2000, n_epochs=50, seed=[1, 2, 3], stroke="subpixel", noise_thickness=[0.5, 1., 1.4, 1.6, 2., 2.4, 2.8, 3.])],
-        "quick": [dict(o2i=_D28_AT_1500, canvas=750, n_noise=32, stroke="integer", noise_thickness=[1., 2., 3.]), dict(o2i=_D28_AT_1500, canvas=750, n_noise=32, stroke="subpixel", noise_thickness=[0.5, 1.5, 2.5])],
+        "quick": [dict(o2i=_D28_AT_1500, canvas=750, n_noise=16, seed=[0, 1], stroke="integer", noise_thickness=[1., 2., 3.]), dict(o2i=_D28_AT_1500, canvas=750, n_noise=16, seed=[0, 1], stroke="subpixel", noise_thickness=[0.5, 1.5, 2.5])],
         "smoke": [dict(o2i=1., stroke="integer", noise_thickness=2., **_TINY), dict(o2i=1., stroke="subpixel", noise_thickness=1.5, **_TINY)]}),
     "Patch_Size": Experiment(TESTBED, "09_patch_size", ("patch_size",), {
         "paper": [dict(o2i=0.078, n_train=1000, seed=[1, 2, 3], patch_size=[25, 50, 100]), dict(o2i=0.078, n_train=1000, seed=[1, 2, 3], patch_size=150, M=50, I=50)],
-        "quick": [dict(o2i=0.078, patch_size=[25, 50, 75])], "smoke": [dict(o2i=0.13, patch_size=[50, 100], **_TINY)]}),
+        "quick": [dict(o2i=0.078, seed=[0, 1], patch_size=[25, 50])], "smoke": [dict(o2i=0.13, patch_size=[50, 100], **_TINY)]}),
 }
 
 # %% ../nbs/01d_experiments.ipynb #b3bb7ba0
@@ -41,7 +41,7 @@ EXPERIMENTS |= {
     "Backbones": Experiment(TESTBED, "10_backbones", ("backbone", "pretrained", "frozen", "o2i", "n_train"), {
         "paper": [dict(backbone="resnet18", pretrained=[False, True], o2i=0.008, n_train=[1000, 2000]), dict(backbone="resnet18", pretrained=[False, True], o2i=0.034, n_train=2000, n_noise=800),
                   dict(backbone=["resnet50.tv_in1k", "resnet50.tv2_in1k"], o2i=0.008, **_RN50), dict(backbone="resnet50.tv2_in1k", o2i=0.034, n_noise=800, **_RN50)],
-        "quick": [dict(backbone="resnet18", o2i=0.034), dict(backbone="resnet18", pretrained=True, o2i=0.034), dict(backbone="resnet50.tv2_in1k", pretrained=True, frozen=True, o2i=0.034)],
+        "quick": [dict(backbone="resnet18", o2i=0.034), dict(backbone="tf_efficientnet_lite0", pretrained=[False, True], o2i=0.034)], # the ImageNet weights that come with a package
         "smoke": [dict(backbone="resnet18", **_TINY), dict(backbone="resnet50", frozen=True, **_TINY)]}), # without weights from elsewhere
     "Semantic_Diversity_Regularisation": Experiment(TESTBED, "11_semantic_diversity", ("w_diversity", "w_semantic", "o2i"), {
         "paper": [dict(o2i=[0.008, 0.034], n_train=1000, w_diversity=0.), dict(o2i=[0.008, 0.034], n_train=1000, w_diversity=[1., 2., 3.], w_semantic=1.)],
@@ -50,9 +50,11 @@ EXPERIMENTS |= {
         "paper": [dict(o2i=_D28_AT_1500, canvas=1500, n_noise=50, n_train=5000, n_epochs=150, mask_p=[0., 0.1, 0.2, 0.6, 0.8], mask_k=10), dict(o2i=_D28_AT_1500, canvas=1500, n_noise=50, n_train=5000, n_epochs=150, mask_p=[0.1, 0.2], mask_k=20),
                   dict(o2i=_D28_AT_1500, canvas=1500, n_noise=50, n_train=1000, mask_p=0.), dict(o2i=_D28_AT_1500, canvas=1500, n_noise=50, n_train=1000, mask_p=0.2, mask_k=[20, 30, 40])],
         "quick": [dict(o2i=_D28_AT_1500, canvas=750, mask_p=[0., 0.2, 0.6], mask_k=10)], "smoke": [dict(mask_p=[0., 0.2], mask_k=4, **_TINY)]}),
+    "Digit_Bank": Experiment(TESTBED, "16_digit_bank", ("n_digits",), {
+        "paper": [dict(n_digits=[250, 1000, 0], n_train=2000, seed=[0, 1, 2])], "quick": [dict(o2i=0.034, n_digits=[250, 1000, 0], seed=[0, 1])], "smoke": [dict(n_digits=[20, 0], **_TINY)]}),
     "Bezier_vs_Original_Noise": Experiment(TESTBED, "14_bezier_vs_line_noise", ("noise_kind",), {
         "paper": [dict(noise_kind=["bezier", "line"], n_train=1000, seed=[1, 2, 3], M=50, I=50), dict(noise_kind=["bezier", "line"], n_train=1000, seed=1)],
-        "quick": [dict(noise_kind=["bezier", "line"], n_noise=128)], "smoke": [dict(noise_kind=["bezier", "line"], **_TINY)]}),
+        "quick": [dict(noise_kind=["bezier", "line"], o2i=0.034, n_noise=32, seed=[0, 1])], "smoke": [dict(noise_kind=["bezier", "line"], **_TINY)]}),
 }
 
 # %% ../nbs/01d_experiments.ipynb #9daef96b

@@ -15,7 +15,7 @@ import seaborn as sns
 
 from .experiments import EXPERIMENTS
 from .results import TASK_NAMES, accuracy_panels, long_table, published_points, quick_note, read_runs, save_figure, source_name
-from .testbed import DEFAULTS
+from .testbed import BANK_SIZES, DEFAULTS
 
 # %% ../nbs/04f_figures.ipynb #b7599bbb
 class Figure(NamedTuple):
@@ -26,9 +26,10 @@ class Figure(NamedTuple):
     title: str
     log_x: bool = False
     where: str = ""  # which rows, as a pandas query
+    also: tuple = () # other experiments with points on the same axis
 
 FIGURES = { # experiment -> name of the file, how it is drawn
-    "O2I_datasize": {"O2I_datasize": Figure("n_train", "O2I", "training canvases", "Small objects need more training canvases", True, "canvas != 1500 or scale != 'published'")},
+    "O2I_datasize": {"O2I_datasize": Figure("n_train", "O2I", "training canvases", "Small objects need more training canvases", True, "canvas != 1500 or scale != 'published'", ("Dataset_Size",))},
     "Dataset_Size": {"Dataset_Size": Figure("n_train", "O2I", "training canvases", "The smallest digits, from few canvases to many", True)},
     "Noise_Size": {"Noise_Size": Figure("n_noise", "training canvases", "noise glyphs a canvas", "With enough training canvases the amount of noise hardly matters", True)},
     "Digit_Thickness": {"Digit_Thickness": Figure("noise_thickness", "stroke", "stroke width of the noise, px", "Stroke width of the noise: in whole pixels, and in between", False, "canvas != 3000")},
@@ -37,17 +38,18 @@ FIGURES = { # experiment -> name of the file, how it is drawn
     "Semantic_Diversity_Regularisation": {"Semantic_Diversity_Regularisation": Figure("w_diversity", "O2I", "weight W of the diversity loss", "Regularisers for the attention of the heads")},
     "Attention_Masking": {"Attention_Masking_P": Figure("mask_p", "K, canvases", "probability P of hiding a patch", "Hiding the most attended patches in training, with probability P"),
                           "Attention_Masking_K": Figure("mask_k", "P, canvases", "patches at risk, K", "Hiding the most attended patches in training: K at risk", False, "mask_p == 0 or mask_p == 0.2")},
+    "Digit_Bank": {"Digit_Bank": Figure("bank", "O2I", "training digits to paint from", "What a small bank of digits costs", True)},
     "Bezier_vs_Original_Noise": {"Bezier_vs_Original_Noise": Figure("noise_kind", "memory", "", "Curved noise against the straight strokes of the benchmark before")},
 }
 
 def _named(table): # columns in words, for colours and names
     n = table.n_train.map("{:g} canvases".format)
     words = [b.removesuffix(".tv_in1k").removesuffix(".tv2_in1k") + (" V1" if ".tv_" in b else " V2" if ".tv2_" in b else "") + (", ImageNet" if p else ", from scratch") + (", frozen" if f else "") for b, p, f in zip(table.backbone, table.pretrained, table.frozen)]
-    return table.assign(**{"O2I": table.o2i.map("{:.2g} %".format), "encoder": words, "setting": table.o2i.map("{:.2g} %, ".format) + n, "training canvases": n, "memory": table.M.map("M = {:g}".format),
+    return table.assign(**{"O2I": table.o2i.map("{:.2g} %".format), "encoder": words, "bank": table.n_digits.where(table.n_digits > 0, table.digits.map(BANK_SIZES)), "setting": table.o2i.map("{:.2g} %, ".format) + n, "training canvases": n, "memory": table.M.map("M = {:g}".format),
                            "K, canvases": table.mask_k.map("K = {:g}, ".format) + n, "P, canvases": table.mask_p.map("P = {:g}, ".format) + n})
 
 # %% ../nbs/04f_figures.ipynb #b2d6c402
-KEYS = ("o2i", "n_train", "n_epochs", "n_noise", "canvas", "patch_size", "noise_thickness", "stroke", "noise_kind", "backbone", "pretrained", "frozen", "M", "mask_p", "mask_k", "w_diversity", "w_semantic", "seed", "scale")
+KEYS = ("digits", "n_digits", "o2i", "n_train", "n_epochs", "n_noise", "canvas", "patch_size", "noise_thickness", "stroke", "noise_kind", "backbone", "pretrained", "frozen", "M", "mask_p", "mask_k", "w_diversity", "w_semantic", "seed", "scale")
 
 def _without_masking(table): # with P = 0 there is no K: such a run is the beginning of the line of every K
     masked, plain = table[table.mask_p > 0], table[table.mask_p == 0]
@@ -61,8 +63,14 @@ def _apart(part, f, source): # runs that are not seeds of one setting are never 
         part = part.assign(**{f.hue: part[f.hue].where(~lines, part[f.hue] + f", {k} " + part[k].map(lambda v: v if isinstance(v, str) else f"{v:g}"))})
     return part
 
+def _published(names): # a run that stands in several tables once
+    table = pd.concat(map(published_points, names), ignore_index=True).assign(scale="published")
+    return table.drop_duplicates(["o2i", "canvas", "n_noise", "n_train", "patch_size", *(f"{part}_{t}" for part in ("train", "test") for t in TASK_NAMES)]) if len(names) > 1 else table
+
+def _ours(names, scales): return pd.concat([read_runs(name, scales) for name in names], ignore_index=True)
+
 def _table(experiment, f, ours): # long: a row a setting, seed, source and task
-    long = long_table(ours, published_points(experiment).assign(scale="published"), list(KEYS))
+    long = long_table(ours, _published([experiment, *f.also]), list(KEYS))
     if experiment == "Attention_Masking": long = _without_masking(long)
     part = _named(long.query(f.where) if f.where else long)
     part = _apart(part, f, "source") if len(part) else part
@@ -71,9 +79,9 @@ def _table(experiment, f, ours): # long: a row a setting, seed, source and task
 # %% ../nbs/04f_figures.ipynb #3651317c
 def draw_accuracy(experiment: str, scales: tuple = ("paper", "quick")) -> dict: # name -> matplotlib figure
     "The accuracy figures of an experiment: published dashed, ours solid."
-    ours, made = read_runs(experiment, scales), {}
+    made = {}
     for name, f in FIGURES[experiment].items():
-        part = _table(experiment, f, ours)
+        part = _table(experiment, f, ours := _ours([experiment, *f.also], scales))
         if len(part): made[name] = accuracy_panels(part, f.x, f.hue, f.xlabel, f.title, " ".join(filter(None, [quick_note(ours), _seeds_note(part, f, "task")])), f.log_x)
     return made
 
@@ -84,7 +92,7 @@ def _seeds_note(part, f, measure): # what a bar is, where there is one
 def score_table(experiment: str, scales: tuple = ("paper", "quick")) -> pd.DataFrame: # rows: setting and source; a column a task
     "Test accuracy of the last epoch, mean ± standard deviation over n seeds; no ± where n = 1."
     f = next(iter(FIGURES[experiment].values()))
-    long = _table(experiment, f, read_runs(experiment, scales))
+    long = _table(experiment, f, _ours([experiment, *f.also], scales))
     def cell(a): return f"{a.mean():.3f}" if len(a) == 1 else f"{a.mean():.3f} ± {a.std():.3f} (n = {len(a)})"
     return long.groupby([*dict.fromkeys([f.x, f.hue, "source"]), "task"], sort=True).accuracy.agg(cell).unstack("task")[list(TASK_NAMES)].fillna("")
 
@@ -128,14 +136,11 @@ def selection_panels(part: pd.DataFrame, f: Figure, order: list[str], note: str)
     return g.figure
 
 # %% ../nbs/04f_figures.ipynb #f9375cc4
-def draw(experiment: str, scale: str = "paper") -> list: # paths
-    "Draw and save all figures of an experiment: from paper and quick runs, or for `smoke` from those alone, into `figures/smoke`. `ValueError` for an unknown experiment."
+def draw(experiment: str, scale: str = "paper") -> dict: # name of the file -> matplotlib figure, or None
+    "All figures of an experiment: from paper and quick runs, or for `smoke` from those alone. `ValueError` for an unknown experiment."
     if experiment not in FIGURES: raise ValueError(f"experiment: {experiment!r} is none of {', '.join(FIGURES)}")
     scales = ("smoke",) if scale == "smoke" else ("paper", "quick")
-    made = draw_accuracy(experiment, scales) | {f"{experiment}_selection": draw_selection(experiment, scales)}
-    paths = save_all(made, scale)
-    for fig in made.values(): plt.close(fig)
-    return paths
+    return draw_accuracy(experiment, scales) | {f"{experiment}_selection": draw_selection(experiment, scales)}
 
 def save_all(figures: dict, scale: str) -> list: # paths
     "Save figures (name -> matplotlib figure, or None) where those of a scale belong."

