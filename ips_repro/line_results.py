@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'NAMES', 'BARS', 'line_row', 'read_line_runs', 'published_line_runs', 'read_costs', 'strategy_table',
-           'note', 'learning_curves', 'accuracy_vs_gmacs', 'combined_tradeoff', 'gmacs_scaling', 'read_predictions',
+           'note', 'accuracy_vs_gmacs', 'combined_tradeoff', 'gmacs_scaling', 'learning_curves', 'read_predictions',
            'confusion', 'class_table', 'draw_confusion', 'draw_places', 'draw_kept', 'draw_patches', 'best_known',
            'draw_line']
 
@@ -62,21 +62,6 @@ def note(runs: pd.DataFrame) -> str:
     drawn = ", ".join(sorted(set(runs.drawn_by.dropna()))) or "nobody"
     return f"{runs.scale.iloc[0]} scale, {seeds.min() if seeds.min() == seeds.max() else f'{seeds.min()} to {seeds.max()}'} seed{'s' * int(seeds.max() > 1)} each, {runs.n.iloc[0]} validation pictures; drawings by {drawn}. Differs from the paper in: {'; '.join(reduction_text(list(runs.reduced)))}."
 
-# %% ../nbs/32c_line_results.ipynb #0a78b1a2
-def learning_curves(runs: list[dict]): # matplotlib figure
-    "Validation top-1 by epoch of these finished runs, a panel a share of the patches, a colour a strategy, a line a seed."
-    keeps = sorted({r["keep"] for r in runs})
-    columns = min(5, len(keeps))
-    with sns.axes_style("whitegrid"): fig, axes = plt.subplots(-(-len(keeps) // columns), columns, figsize=(3 * columns + 1, 3 * -(-len(keeps) // columns)), layout="constrained", squeeze=False, sharey=True)
-    for ax, keep in zip(axes.flat, keeps):
-        for r in (r for r in runs if r["keep"] == keep):
-            rows = read_csv(line_dir(r)/"metrics.csv")
-            ax.plot([int(q["epoch"]) for q in rows], [float(q["test_class"] or "nan") for q in rows], color=COLOURS[r["strategy"]], linewidth=1)
-        ax.set(title=f"{keep:g} of the patches", xlabel="epoch", ylim=(0, 1))
-    axes[0, 0].set_ylabel("validation top-1")
-    fig.legend([plt.Line2D([], [], color=COLOURS[s]) for s in COLOURS if s in {r["strategy"] for r in runs}], [NAMES[s] for s in COLOURS if s in {r["strategy"] for r in runs}], loc="outside right center", fontsize=8)
-    return fig
-
 # %% ../nbs/32c_line_results.ipynb #92a3c235
 COLOURS = {"none": "0.25", "topk": "C0", "sample": "C9", "random": "C1", "centre": "C2"}
 NAMES = {"none": "all patches", "topk": "lines, best k", "sample": "lines, drawn by lot", "random": "random", "centre": "centre"}
@@ -131,6 +116,21 @@ def gmacs_scaling(costs: dict): # matplotlib figure
         ax.set(title=name, xlabel="share of the patches kept", ylabel="10⁹ multiply-accumulates an image", ylim=(0, rows.complete.max() * 1.08))
     axes[-1].legend(fontsize=8)
     return titled(fig, "Cost by share of patches", "Counted on the meta device. The published way leaves out the two products inside attention. A drawing that costs more than the panel is high is not in it.")
+
+# %% ../nbs/32c_line_results.ipynb #0a78b1a2
+def learning_curves(runs: list[dict]): # matplotlib figure
+    "Validation top-1 by epoch of these finished runs, a panel a share of the patches, a colour a strategy, a line a seed."
+    keeps = sorted({r["keep"] for r in runs})
+    columns = min(5, len(keeps))
+    with sns.axes_style("whitegrid"): fig, axes = plt.subplots(-(-len(keeps) // columns), columns, figsize=(3 * columns + 1, 3 * -(-len(keeps) // columns)), layout="constrained", squeeze=False, sharey=True)
+    for ax, keep in zip(axes.flat, keeps):
+        for r in (r for r in runs if r["keep"] == keep):
+            rows = read_csv(line_dir(r)/"metrics.csv")
+            ax.plot([int(q["epoch"]) for q in rows], [float(q["test_class"] or "nan") for q in rows], color=COLOURS[r["strategy"]], linewidth=1)
+        ax.set(title=f"{keep:g} of the patches", xlabel="epoch", ylim=(0, 1))
+    axes[0, 0].set_ylabel("validation top-1")
+    fig.legend([plt.Line2D([], [], color=COLOURS[s]) for s in COLOURS if s in {r["strategy"] for r in runs}], [NAMES[s] for s in COLOURS if s in {r["strategy"] for r in runs}], loc="outside right center", fontsize=8)
+    return fig
 
 # %% ../nbs/32c_line_results.ipynb #6f478ca2
 def read_predictions(folder: str|Path) -> tuple[pd.DataFrame, list[str]]: # a row a validation picture; the classes
