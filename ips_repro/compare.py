@@ -49,7 +49,8 @@ def compare(experiment: str) -> pd.DataFrame: # a row a published setting and ta
 def _setting(row, varies): return ", ".join(f"{k} {row[k]:g}" if isinstance(row[k], float) else f"{k} {row[k]}" for k in varies)
 
 def text(experiment: str, table: pd.DataFrame) -> str: # markdown
-    "The comparison of one experiment as a table."
+    "The comparison of one experiment as a table; in a line if nothing was run."
+    if not table.n.any(): return f"## {experiment}\n\n{len(table)} published values, {(table.verdict == 'not run').sum()} of them in the plan; nothing at `paper` scale yet.\n"
     varies = [k for k in SETTING if table[k].nunique() > 1]
     lines = [f"## {experiment}", "", f"Band ± {bands().band[experiment]:g}: {bands().reason[experiment]}.", "",
              "| setting | task | ours | published | difference | n (ours, published) | verdict |", "|---|---|---|---|---|---|---|"]
@@ -65,7 +66,7 @@ def compare_all(experiments: list = ()) -> tuple[str, int]: # markdown, how many
     verdicts = pd.concat([t.verdict for t in tables.values()])
     counts = ", ".join(f"{(verdicts == v).sum()} {v}" for v in ("inside", "outside", "not run", "not planned"))
     none = "" if verdicts.isin(["inside", "outside"]).any() else " Nothing has been trained at paper scale yet; runs at smaller scales are not compared."
-    head = f"# Ours and published\n\nTest accuracy after the last epoch, of runs at `paper` scale: {len(verdicts)} values: {counts}.{none} Made by `ips-repro compare`.\n"
+    head = f"# Ours and published\n\nTest accuracy on Megapixel MNIST after the last epoch, of runs at `paper` scale: {len(verdicts)} values: {counts}.{none} Made by `ips-repro compare`.\n"
     return "\n".join([head, *(text(e, t) for e, t in tables.items())]), int((verdicts == "outside").sum())
 
 def write_page(page: str) -> Path:

@@ -27,15 +27,16 @@ class Figure(NamedTuple):
     log_x: bool = False
     where: str = ""  # which rows, as a pandas query
     also: tuple = () # other experiments with points on the same axis
+    theirs: tuple = () # and those of which only the published runs
 
 FIGURES = { # experiment -> name of the file, how it is drawn
-    "O2I_datasize": {"O2I_datasize": Figure("n_train", "O2I", "training canvases", "Small objects need more training canvases", True, "canvas != 1500 or scale != 'published'", ("Dataset_Size",))},
-    "Dataset_Size": {"Dataset_Size": Figure("n_train", "O2I", "training canvases", "The smallest digits, from few canvases to many", True)},
-    "Noise_Size": {"Noise_Size": Figure("n_noise", "training canvases", "noise glyphs a canvas", "With enough training canvases the amount of noise hardly matters", True)},
-    "Digit_Thickness": {"Digit_Thickness": Figure("noise_thickness", "stroke", "stroke width of the noise, px", "Stroke width of the noise: in whole pixels, and in between", False, "canvas != 3000")},
-    "Patch_Size": {"Patch_Size": Figure("patch_size", "O2I", "side of a patch, px", "Side of a patch, for digits of 84 px")},
-    "Backbones": {"Backbones": Figure("encoder", "setting", "", "Backbones: from scratch, with ImageNet weights, frozen")},
-    "Semantic_Diversity_Regularisation": {"Semantic_Diversity_Regularisation": Figure("w_diversity", "O2I", "weight W of the diversity loss", "Regularisers for the attention of the heads")},
+    "O2I_datasize": {"O2I_datasize": Figure("n_train", "O2I", "training canvases", "How many training canvases do small objects take?", True, "canvas != 1500 or scale != 'published'", ("Dataset_Size",))},
+    "Dataset_Size": {"Dataset_Size": Figure("n_train", "O2I", "training canvases", "How many canvases do the smallest digits take?", True)},
+    "Noise_Size": {"Noise_Size": Figure("n_noise", "training canvases", "noise glyphs a canvas", "Does the amount of noise matter?", True)},
+    "Digit_Thickness": {"Digit_Thickness": Figure("noise_thickness", "stroke", "stroke width of the noise, px", "When does noise hide digits? Its stroke width in whole pixels, and in between", False, "canvas != 3000")},
+    "Patch_Size": {"Patch_Size": Figure("patch", "O2I", "side of a patch, in sides of a digit", "How large should a patch be?")},
+    "Backbones": {"Backbones": Figure("encoder", "setting", "", "Does another backbone help, or ImageNet weights?", where="scale != 'published' or pretrained or n_train == 1000 and o2i == 0.008", theirs=("O2I_datasize",))},
+    "Semantic_Diversity_Regularisation": {"Semantic_Diversity_Regularisation": Figure("w_diversity", "O2I", "weight W of the diversity loss", "Should the heads be made to disagree?", where="scale != 'published' or n_train == 1000 and o2i < 0.05", theirs=("O2I_datasize",))},
     "Attention_Masking": {"Attention_Masking_P": Figure("mask_p", "K, canvases", "probability P of hiding a patch", "Hiding the most attended patches in training, with probability P"),
                           "Attention_Masking_K": Figure("mask_k", "P, canvases", "patches at risk, K", "Hiding the most attended patches in training: K at risk", False, "mask_p == 0 or mask_p == 0.2")},
     "Digit_Bank": {"Digit_Bank": Figure("bank", "O2I", "training digits to paint from", "What a small bank of digits costs", True)},
@@ -45,7 +46,7 @@ FIGURES = { # experiment -> name of the file, how it is drawn
 def _named(table): # columns in words, for colours and names
     n = table.n_train.map("{:g} canvases".format)
     words = [b.removesuffix(".tv_in1k").removesuffix(".tv2_in1k") + (" V1" if ".tv_" in b else " V2" if ".tv2_" in b else "") + (", ImageNet" if p else ", from scratch") + (", frozen" if f else "") for b, p, f in zip(table.backbone, table.pretrained, table.frozen)]
-    return table.assign(**{"O2I": table.o2i.map("{:.2g} %".format), "encoder": words, "bank": table.n_digits.where(table.n_digits > 0, table.digits.map(BANK_SIZES)), "setting": table.o2i.map("{:.2g} %, ".format) + n, "training canvases": n, "memory": table.M.map("M = {:g}".format),
+    return table.assign(**{"O2I": table.o2i.map("{:.2g} %".format), "encoder": words, "patch": (table.patch_size / (table.canvas * (table.o2i / 100)**0.5)).round(1), "bank": table.n_digits.where(table.n_digits > 0, table.digits.map(BANK_SIZES)), "setting": table.o2i.map("{:.2g} %, ".format) + n, "training canvases": n, "memory": table.M.map("M = {:g}".format),
                            "K, canvases": table.mask_k.map("K = {:g}, ".format) + n, "P, canvases": table.mask_p.map("P = {:g}, ".format) + n})
 
 # %% ../nbs/04f_figures.ipynb #b2d6c402
@@ -70,7 +71,7 @@ def _published(names): # a run that stands in several tables once
 def _ours(names, scales): return pd.concat([read_runs(name, scales) for name in names], ignore_index=True)
 
 def _table(experiment, f, ours): # long: a row a setting, seed, source and task
-    long = long_table(ours, _published([experiment, *f.also]), list(KEYS))
+    long = long_table(ours, _published([experiment, *f.also, *f.theirs]), list(KEYS))
     if experiment == "Attention_Masking": long = _without_masking(long)
     part = _named(long.query(f.where) if f.where else long)
     part = _apart(part, f, "source") if len(part) else part
@@ -87,7 +88,8 @@ def draw_accuracy(experiment: str, scales: tuple = ("paper", "quick")) -> dict: 
 
 def _seeds_note(part, f, measure): # what a bar is, where there is one
     n = part.groupby([f.x, f.hue, "source", measure]).seed.nunique()
-    return f"Bars: mean ± standard deviation over n = {n[n > 1].min()}{f' to {n.max()}' if n.max() > n[n > 1].min() else ''} seeds." if n.max() > 1 else ""
+    told = [f"{source} {few.min()}{f' to {few.max()}' if few.max() > few.min() else ''}" for source, few in n[n > 1].groupby("source")]
+    return f"Bars: ± one standard deviation over seeds, where there are several ({'; '.join(told)})." if told else ""
 
 def score_table(experiment: str, scales: tuple = ("paper", "quick")) -> pd.DataFrame: # rows: setting and source; a column a task
     "Test accuracy of the last epoch, mean ± standard deviation over n seeds; no ± where n = 1."

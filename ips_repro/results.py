@@ -133,7 +133,7 @@ def accuracy_panels(
     for ax in g.axes.flat:
         if log_x: ax.set_xscale("log", base=2)
         ticks = sorted(long[x].unique())
-        if log_x: ticks = [t for i, t in enumerate(ticks) if not i or t > 1.3 * ticks[i - 1]] # labels that would lie on each other
+        if log_x: ticks = [t for i, t in enumerate(ticks) if not i or t > 1.5 * ticks[i - 1]] # labels that would lie on each other
         ax.set(ylim=(0, 1.02), xticks=ticks)
         ax.set_xticklabels(names or [f"{t:g}" for t in ticks], rotation=45, ha="right")
         ax.minorticks_off()

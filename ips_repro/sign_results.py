@@ -21,7 +21,7 @@ from .family import changed, reduced, reduction_text, run_dir
 from .images import read_sheet, write_sheet
 from .results import plain_runs, published_runs, titled
 from .runs import read_manifest
-from .sign_settings import SIGN_DEFAULTS, SIGN_EXPERIMENTS, SIGNS
+from .sign_settings import SIGN_DEFAULTS, SIGN_EXPERIMENTS, SIGN_PRESETS, SIGNS
 
 # %% ../nbs/20c_sign_results.ipynb #efd5266d
 SCORES = {"accuracy": "test accuracy", "kept_on_sign": "kept patches that touch the sign", "sign_found": "signs that a kept patch touches"}
@@ -47,7 +47,7 @@ def published_signs(experiment: str) -> pd.DataFrame: # with the names and value
     except ValueError: return pd.DataFrame()
     told_twice = table.duplicated(["data_fraction", "train_sign", "test_sign", "test_sign_best"], keep=False)
     table = table[~(told_twice & table.seed.isna())]                 # once with its seed and once without
-    return table.assign(accuracy=table.test_sign, w_semantic=(table.w_diversity.fillna(0) > 0).astype(float), mask_k=table.mask_k.where(table.mask_p > 0), w_diversity=table.w_diversity.fillna(0.), mask_p=table.mask_p.fillna(0.))
+    return table.assign(accuracy=table.test_sign, w_semantic=(table.w_diversity.fillna(0) > 0).astype(float), mask_k=table.mask_k.where(table.mask_p > 0), w_diversity=table.w_diversity.fillna(0.), mask_p=table.mask_p.fillna(0.), patch_size=table.patch_size.fillna(100.), M=table.M.fillna(10.)) # one of the files has lost its head
 
 # %% ../nbs/20c_sign_results.ipynb #148daaf7
 class Panel(NamedTuple):
@@ -57,13 +57,18 @@ class Panel(NamedTuple):
     xlabel: str
     title: str
 
-PANELS = {"Dataset_Size": Panel("data_fraction", "o2i", "share of the training pictures", "Fewer pictures, smaller signs"), "Patch_Size": Panel("patch_size", "o2i", "side of a patch, px", "Side of a patch"),
-          "Attention_Masking": Panel("mask_p", "mask_k", "probability P of hiding a patch", "Hiding the most attended patches in training"), "Semantic_Diversity_Regularisation": Panel("w_diversity", "o2i", "weight W of the diversity loss", "Regularisers for the attention of the heads"),
-          "Backbones": Panel("encoder", "o2i", "", "Encoders")}
+PANELS = {"Dataset_Size": Panel("data_fraction", "o2i", "share of the training pictures", "How many pictures do small signs take?"), "Patch_Size": Panel("patch", "o2i", "side of a patch, share of the picture's height", "How large should a patch be?"),
+          "Attention_Masking": Panel("mask_p", "mask_k", "probability P of hiding a patch", "Should the most attended patches be hidden in training?"), "Semantic_Diversity_Regularisation": Panel("w_diversity", "o2i", "weight W of the diversity loss", "Should the heads be made to disagree?"),
+          "Backbones": Panel("encoder", "o2i", "", "Do ImageNet weights help?")}
 
 def _named(table):
     words = [f"{b}\n{'ImageNet' if p else 'from scratch'}{', frozen' if f else ''}" for b, p, f in zip(table.backbone, table.pretrained, table.frozen)]
-    return table.assign(encoder=words, o2i=[f"O2I {v:g} %" for v in table.o2i.fillna(0)], mask_k=[f"K = {k:g}" for k in table.mask_k])
+    return table.assign(encoder=words, patch=(table.patch_size / table.height).round(3), o2i=[f"O2I {v:g} %" for v in table.o2i.fillna(0)], mask_k=[f"K = {k:g}" for k in table.mask_k])
+
+def _published(experiment): # with the setting that most of them start from: a quarter of the photographs, as they are
+    theirs, start = published_signs(experiment), published_signs("Traffic_Signs/Dataset_Size").query("data_fraction == 0.25")
+    if len(theirs) and not experiment.endswith("Dataset_Size"): theirs = pd.concat([start, theirs])
+    return theirs.assign(patch=(theirs.patch_size / SIGN_PRESETS["paper"]["height"]).round(3)) if len(theirs) else theirs
 
 # %% ../nbs/20c_sign_results.ipynb #cdf32773
 def sign_note(runs: pd.DataFrame) -> str:
@@ -72,10 +77,11 @@ def sign_note(runs: pd.DataFrame) -> str:
 
 def sign_panels(experiment: str, runs: pd.DataFrame): # matplotlib figure
     "A panel for each of SCORES: ours by colour, the published runs as grey crosses."
-    panel, theirs, rows = PANELS[experiment.rpartition("/")[2]], published_signs(experiment), _named(runs)
+    panel, theirs, rows = PANELS[experiment.rpartition("/")[2]], _published(experiment), _named(runs)
+    markers = list("osD^vP")[:rows[panel.hue].nunique()]
     with sns.axes_style("whitegrid"): fig, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for ax, (score, label) in zip(axes, SCORES.items()):
-        sns.lineplot(rows, x=panel.x, y=score, hue=panel.hue, style=panel.hue, markers=True, dashes=False, errorbar="sd", err_style="bars", ax=ax, legend=score == "accuracy", palette="viridis")
+        sns.lineplot(rows, x=panel.x, y=score, hue=panel.hue, style=panel.hue, markers=markers, dashes=False, errorbar="sd", err_style="bars", ax=ax, legend=score == "accuracy", palette="viridis")
         ax.set(xlabel=panel.xlabel, ylabel=label, ylim=(0, 1.03))
         if panel.x != "encoder": ax.set_xticks(sorted({*rows[panel.x], *(theirs[panel.x] if panel.x in theirs else ())}))
     if len(theirs) and panel.x in theirs: axes[0].plot(theirs[panel.x], theirs.accuracy, "x", color="0.55", label="published, photographs")
