@@ -34,7 +34,7 @@ FIGURES = { # experiment -> name of the file, how it is drawn
     "Dataset_Size": {"Dataset_Size": Figure("n_train", "O2I", "training canvases", "How many canvases do the smallest digits take?", True)},
     "Noise_Size": {"Noise_Size": Figure("n_noise", "training canvases", "noise glyphs a canvas", "Does the amount of noise matter?", True)},
     "Digit_Thickness": {"Digit_Thickness": Figure("noise_thickness", "stroke", "stroke width of the noise, px", "When does noise hide digits? Its stroke width in whole pixels, and in between", False, "canvas != 3000")},
-    "Patch_Size": {"Patch_Size": Figure("patch", "O2I", "side of a patch, in sides of a digit", "How large should a patch be?")},
+    "Patch_Size": {"Patch_Size": Figure("patch", "O2I", "patch side / digit side", "How large should a patch be?")},
     "Backbones": {"Backbones": Figure("encoder", "setting", "", "Does another backbone help, or ImageNet weights?", where="scale != 'published' or pretrained or n_train == 1000 and o2i == 0.008", theirs=("O2I_datasize",))},
     "Semantic_Diversity_Regularisation": {"Semantic_Diversity_Regularisation": Figure("w_diversity", "O2I", "weight W of the diversity loss", "Should the heads be made to disagree?", where="scale != 'published' or n_train == 1000 and o2i < 0.05", theirs=("O2I_datasize",))},
     "Attention_Masking": {"Attention_Masking_P": Figure("mask_p", "K, canvases", "probability P of hiding a patch", "Hiding the most attended patches in training, with probability P"),
