@@ -249,6 +249,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'ips_repro.family.variant': ('family.html#variant', 'ips_repro/family.py')},
             'ips_repro.figures': { 'ips_repro.figures.Figure': ('figures.html#figure', 'ips_repro/figures.py'),
                                    'ips_repro.figures._apart': ('figures.html#_apart', 'ips_repro/figures.py'),
+                                   'ips_repro.figures._labelled': ('figures.html#_labelled', 'ips_repro/figures.py'),
                                    'ips_repro.figures._measures': ('figures.html#_measures', 'ips_repro/figures.py'),
                                    'ips_repro.figures._named': ('figures.html#_named', 'ips_repro/figures.py'),
                                    'ips_repro.figures._ours': ('figures.html#_ours', 'ips_repro/figures.py'),

@@ -14,7 +14,7 @@ import pandas as pd
 import seaborn as sns
 
 from .experiments import EXPERIMENTS
-from .results import TASK_NAMES, accuracy_panels, long_table, published_points, quick_note, read_runs, save_figure, source_name
+from .results import SOURCES, TASK_NAMES, accuracy_panels, long_table, published_points, quick_note, read_runs, save_figure
 from .testbed import BANK_SIZES, DEFAULTS
 
 # %% ../nbs/04f_figures.ipynb #b7599bbb
@@ -70,11 +70,14 @@ def _published(names): # a run that stands in several tables once
 
 def _ours(names, scales): return pd.concat([read_runs(name, scales) for name in names], ignore_index=True)
 
-def _table(experiment, f, ours): # long: a row a setting, seed, source and task
-    long = long_table(ours, _published([experiment, *f.also, *f.theirs]), list(KEYS))
+def _labelled(experiment, f, ours, keys=KEYS): # long: a row a run and task, with the columns of `_named`
+    long = long_table(ours, _published([experiment, *f.also, *f.theirs]), list(keys))
     if experiment == "Attention_Masking": long = _without_masking(long)
     part = _named(long.query(f.where) if f.where else long)
-    part = _apart(part, f, "source") if len(part) else part
+    return _apart(part, f, "source") if len(part) else part
+
+def _table(experiment, f, ours): # long: a row a setting, seed, source and task
+    part = _labelled(experiment, f, ours)
     return part.groupby(list(dict.fromkeys([f.x, f.hue, "source", "seed", "task"])), as_index=False, sort=False).accuracy.mean() # a seed counts once
 
 # %% ../nbs/04f_figures.ipynb #3651317c
@@ -105,31 +108,29 @@ def _measures(): # column of `read_runs` -> title of its panel
 
 def draw_selection(experiment: str, scales: tuple = ("paper", "quick")): # matplotlib figure, or None if there is nothing to draw
     "Where errors come from in our runs (published ones do not tell), along the same axis and in the same colours as accuracy."
-    ours = read_runs(experiment, scales)
-    ours = ours[ours.roi_recall.notna()] if len(ours) else ours
-    if not len(ours): return None
     f, measures = next(iter(FIGURES[experiment].values())), _measures()
-    wide = ours.assign(source=ours.apply(source_name, axis=1))
-    if experiment == "Attention_Masking": wide = _without_masking(wide)
-    wide = _apart(_named(wide), f, "source")
-    part = wide.melt([f.x, f.hue, "source", "seed"] if f.x != f.hue else [f.x, "source", "seed"], list(measures), "measure", "share")
-    part = part.assign(measure=part.measure.map(measures))
-    return selection_panels(part, f, list(measures.values()), " ".join(filter(None, [quick_note(ours), _seeds_note(part, f, "measure")])))
+    part = _labelled(experiment, f, ours := _ours([experiment, *f.also], scales), (*KEYS, *measures))
+    hues = list(dict.fromkeys(part[f.hue]))
+    wide = part[(part.source != SOURCES["published"]) & (part.task == TASK_NAMES[0])].dropna(subset=["roi_recall"])
+    if not len(wide): return None
+    part = wide.melt(list(dict.fromkeys([f.x, f.hue, "source", "seed"])), list(measures), "measure", "share")
+    part = part.assign(measure=part.measure.map(measures), share=pd.to_numeric(part.share))
+    return selection_panels(part, f, list(measures.values()), " ".join(filter(None, [quick_note(ours), _seeds_note(part, f, "measure")])), hues)
 
 # %% ../nbs/04f_figures.ipynb #4806d40e
-def selection_panels(part: pd.DataFrame, f: Figure, order: list[str], note: str): # matplotlib figure
-    "A panel a measure, in two rows."
+def selection_panels(part: pd.DataFrame, f: Figure, order: list[str], note: str, hues: list[str]): # matplotlib figure
+    "A panel a measure, in two rows; `hues`: all colours stand for, also what is drawn in another figure only."
     names = list(dict.fromkeys(part[f.x])) if not pd.api.types.is_numeric_dtype(part[f.x]) else []
     if names: part = part.assign(**{f.x: part[f.x].map(names.index)})
-    hues, sources = list(dict.fromkeys(part[f.hue])), list(dict.fromkeys(part.source))
+    colours, sources = dict(zip(hues, sns.color_palette("viridis", len(hues)))), list(dict.fromkeys(part.source))
     with sns.axes_style("whitegrid"):
-        g = sns.relplot(part, x=f.x, y="share", hue=f.hue, hue_order=hues, style="source", style_order=sources, col="measure", col_order=order, col_wrap=6, kind="line", errorbar="sd", err_style="bars", palette="viridis" if len(hues) > 1 else ["C0"],
+        g = sns.relplot(part, x=f.x, y="share", hue=f.hue, hue_order=[h for h in hues if h in set(part[f.hue])], style="source", style_order=sources, col="measure", col_order=order, col_wrap=6, kind="line", errorbar="sd", err_style="bars", palette=colours,
                         markers=dict(zip(sources, "sD^vPX<>" * 9)), dashes=dict(zip(sources, [""] * len(sources))), height=2.6, aspect=0.9, markersize=8)
     ticks = sorted(part[f.x].unique())
     for ax in g.axes.flat:
         if f.log_x and not names: ax.set_xscale("log", base=2)
         ax.set(ylim=(0, 1.04), xticks=ticks)
-        ax.set_xticklabels(names or [f"{t:g}" for t in ticks], rotation=45, ha="right")
+        ax.set_xticklabels([n.replace(", ", ",\n") for n in names] or [f"{t:g}" for t in ticks], **({"rotation": 90} if names else {"rotation": 45, "ha": "right"}))
         ax.minorticks_off()
     g.set_titles("{col_name}", size=10).set_axis_labels(f.xlabel, "share")
     lines = textwrap.wrap(note, 170)
