@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from .core import read_csv
 from .megapixel_mnist import MegapixelMNIST, load_digits
 from .results import read_runs
-from .runs import read_manifest
+from .runs import as_made, read_manifest
 from .testbed import DEFAULTS
 
 # %% ../nbs/04i_attention_maps.ipynb #84654fd9
@@ -47,7 +47,7 @@ def draw_map(
     colours="plasma",
 ) -> list[tuple]:      # (x, y, side) of the digits, pixels
     "One canvas. Attention is that of the last step of the selection, the largest of the canvas being 1."
-    run, kept = DEFAULTS | read_manifest(folder)["parameters"], kept_patches(folder, image)
+    run, kept = as_made(read_manifest(folder), DEFAULTS), kept_patches(folder, image)
     canvases = test_canvases(run)
     ax.imshow(255 - canvases.render(image), cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
     cmap = plt.get_cmap(colours)

@@ -11,7 +11,6 @@ __all__ = ['COMPARED', 'WORDS', 'HOLDS', 'PLACES', 'SHOWN', 'claims', 'published
 import re
 from functools import partial
 from importlib.resources import files
-from pathlib import Path
 from typing import NamedTuple
 
 import nbformat
@@ -22,7 +21,7 @@ from .change import SAME, Change, mean_of
 from .compare import SETTING, compare_all
 from .core import project_root, write_atomic
 from .experiments import EXPERIMENTS
-from .family import experiment_runs, reduction_text, run_dir
+from .family import counted_as, experiment_runs, reduction_text
 from .line_results import line_row, published_line_runs
 from .line_settings import LINE_GUIDED
 from .plan import PLANNED
@@ -48,14 +47,14 @@ def published_table() -> pd.DataFrame: # a row a run: experiment, its parameters
 
 def our_table(experiment: str, scale: str, asked: dict = {}) -> pd.DataFrame: # a row a run: its parameters, scores, n (test images), reduced, folder
     "Our finished runs of an experiment's plan at one scale; `asked`: or of the plan with this asked for."
-    if experiment in SIGN_EXPERIMENTS: table = finished_runs(experiment, (scale,), partial(sign_row, SIGN_EXPERIMENTS[experiment]))
-    elif experiment in SLIDE_EXPERIMENTS: table = finished_runs(experiment, (scale,), partial(slide_row, SLIDE_EXPERIMENTS[experiment]))
-    elif experiment == LINE_GUIDED: table = finished_runs(experiment, (scale,), line_row)
-    else: table = _tasks(read_runs(experiment, (scale,)))
-    if not len(table): return table
     e = PLANNED[experiment]
-    planned = {run_dir(e.family, experiment, r) for r in experiment_runs(e, asked, scale)}
-    return table.assign(n=table["n" if "n" in table else "n_test"])[[Path(f) in planned for f in table.folder]]
+    if experiment in SIGN_EXPERIMENTS: row = partial(sign_row, e)
+    elif experiment in SLIDE_EXPERIMENTS: row = partial(slide_row, e)
+    else: row = line_row
+    table = _tasks(read_runs(experiment, (scale,))) if experiment in EXPERIMENTS else finished_runs(e.family, experiment, (scale,), row)
+    if not len(table): return table
+    planned = {counted_as(e.family, r) for r in experiment_runs(e, asked, scale)}
+    return table.assign(n=table["n" if "n" in table else "n_test"])[[key in planned for key in table.counted_as]]
 
 # %% ../nbs/41_claims.ipynb #3abbfca5
 def setting(text: str) -> dict: # parameter -> value
@@ -104,9 +103,10 @@ def published_evidence(claim, table: pd.DataFrame) -> Evidence|None: # a row of 
 def our_evidence(claim) -> Evidence|None: # a row of `claims`
     "What we have of a claim: at paper scale on the papers' own data, else at paper scale, else at quick scale, whichever has both settings first."
     family, as_published = PLANNED[claim.experiment].family, (claim.published_from, claim.published_to, claim.published_at)
-    looks = [("paper", asked, as_published) for asked in (family.published, {}) if claim.published_in] + [("quick", {}, (claim.quick_from, claim.quick_to, claim.quick_at))]
+    data = [family.published, {}] if family.published else [{}]
+    looks = [("paper", asked, as_published) for asked in data if claim.published_in] + [("quick", {}, (claim.quick_from, claim.quick_to, claim.quick_at))]
     for scale, asked, names in looks:
-        if found := _evidence(our_table(claim.experiment, scale, asked), names, claim.score, list(family.defaults), scale=scale): return found
+        if found := _evidence(our_table(claim.experiment, scale, asked), names, claim.score, [k for k in family.defaults if k not in family.unimportant], scale=scale): return found
     return None
 
 def differs(ours: Evidence, theirs: Evidence|None) -> list[str]: # ["M 16 (paper 100)", ...]

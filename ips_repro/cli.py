@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from .cli_sweep import DRAWING, about_sweeps, cmd_compare, cmd_draw, cmd_plan, cmd_sweep
+from .cli_sweep import DRAWING, INTERRUPTED, about_limits, about_sweeps, cmd_compare, cmd_draw, cmd_plan, cmd_sweep, take_limits
 from .core import out_root, project_root, write_json
 from .doctor import cmd_doctor
 from .family import experiment_runs
@@ -62,6 +62,7 @@ def cmd_run(args) -> int:
     "ips-repro run"
     if args.help_notebook: print(parameter_help(args.notebook)); return 0
     given = check_request(args.notebook, args.parameter)
+    take_limits(args)
     os.environ.setdefault("IPS_REPRO_PROGRESS", "bar" if sys.stderr.isatty() else "lines")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8") # for determinism='deterministic'; must be there before CUDA is
     from ips_repro.runner import RunFailed, run_notebook
@@ -157,6 +158,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("notebook")
     run.add_argument("-p", dest="parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter; several values with commas where it takes a list")
     run.add_argument("-o", dest="output", metavar="OUT", help="the executed copy (default: results/executed/<name>-<time>.ipynb)")
+    about_limits(run)
     run.add_argument("--help-notebook", action="store_true", help="show the notebook's parameters and stop")
     run.set_defaults(do=cmd_run)
     _many(sub)
@@ -185,5 +187,5 @@ def main(argv=None) -> int:
     args = parser().parse_args(argv)
     try: return args.do(args)
     except ParameterError as e: print(f"ips-repro: {e}", file=sys.stderr); return 2
-    except KeyboardInterrupt: print("ips-repro: interrupted", file=sys.stderr); return 130
+    except KeyboardInterrupt: print("ips-repro: interrupted", file=sys.stderr); return INTERRUPTED
     except OSError as e: print(f"ips-repro: {e}", file=sys.stderr); return 1 # a folder that cannot be written, a full disk

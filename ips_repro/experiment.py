@@ -12,7 +12,7 @@ import time
 from .core import child_seed, generator, out_root, seed_libraries, write_csv
 from .diagnosis import diagnose
 from .encoders import make_encoder
-from .engine import cap_memory
+from .engine import cap_memory, resolved_precision
 from .experiments import EXPERIMENTS, command, reduced
 from .family import reduction_text
 from .geometry import always_room, canvas_shape
@@ -50,7 +50,8 @@ def make_net(run: dict, device) -> IPSNet:
     mask = STKIM(run["mask_p"], run["mask_k"]) if run["mask_p"] else None
     shuffle = None if run["shuffle"] == "none" else run["shuffle"]
     encoder = make_encoder(run["backbone"], run["pretrained"], run["frozen"], 1, run["patch_size"])
-    return IPSNet(encoder, TASKS, run["M"], run["I"], run["n_patches"], shuffle=shuffle, mask=mask, engine=run["engine"], precision=run["precision"]).to(device)
+    return IPSNet(encoder, TASKS, run["M"], run["I"], run["n_patches"], shuffle=shuffle, mask=mask, engine=run["engine"],
+                  precision=resolved_precision(run["precision"], device)).to(device)
 
 def make_terms(run: dict) -> list:
     "The losses of a run."

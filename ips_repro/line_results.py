@@ -22,22 +22,22 @@ from .core import read_csv, read_json, scale_dir
 from .line_data import fit_picture
 from .line_drawing import Drawer, open_image
 from .line_run import data_root
-from .line_settings import LINE_DEFAULTS, LINE_GUIDED, STRATEGIES, UNUSED, line_dir, line_variant
+from .line_settings import LINE, LINE_DEFAULTS, LINE_GUIDED, STRATEGIES, UNUSED, line_dir, line_variant
 from .results import plain_runs, titled
-from .runs import read_manifest, state
+from .runs import as_made, read_manifest, state
 from .family import reduction_text
 
 # %% ../nbs/32c_line_results.ipynb #823a52af
 def line_row(folder: str|Path) -> dict: # of a finished run
     "Its parameters, top1, top5, n, ink_kept, epochs, reduced, drawn_by, variant, folder."
     manifest, summary = read_manifest(folder), read_json(folder/"summary.json")
-    run, line = LINE_DEFAULTS | manifest["parameters"], summary["line"]
+    run, line = as_made(manifest, LINE_DEFAULTS), summary["line"]
     scores = {f"top{k}": line[f"top{k}"]["accuracy"] for k in (1, 5)}
     return run | scores | {"n": line["top1"]["n"], "ink_kept": line["ink_kept"], "epochs": summary["final"]["epoch"], "reduced": manifest["reduced"], "drawn_by": manifest["drawn_by"], "variant": line_variant(run), "folder": str(folder)}
 
 def read_line_runs(scales: tuple = ("paper", "quick"), data: str = "shapes", drawings: str = "canny") -> pd.DataFrame: # a row a run: parameters, top1, top5, n, ink_kept, ...
     "Every finished plain run on this data, with these drawings where its strategy looks at them, of the first of these scales that has any."
-    return plain_runs(LINE_GUIDED, scales, line_row, lambda table: (table.data == data) & ((table.drawings == drawings) | table.strategy.isin(UNUSED)))
+    return plain_runs(LINE, LINE_GUIDED, scales, line_row, lambda table: (table.data == data) & ((table.drawings == drawings) | table.strategy.isin(UNUSED)))
 
 def published_line_runs() -> pd.DataFrame: # strategy, keep, top1, top5, source
     "What the source's README reports: a seed each, on the validation pictures of ImageNet-10."

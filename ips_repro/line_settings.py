@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import family
 from .core import sha256
-from .family import Experiment, Family
+from .family import RECIPE, Experiment, Family
 from .params import ParameterError
 from .testbed import CHOICES, RANGES
 
@@ -28,7 +28,7 @@ STRATEGIES = ("topk", "sample", "random", "centre")
 LINE_DEFAULTS = dict( # every parameter of a run; None: taken from the scale
     data="shapes", drawings="canny", strategy="topk", keep=0.4, seed=0, std=0.25, temperature=1.0, pos_embed="resample", pretrained=False,
     image_size=None, ld_size=64, patch_size=None, depth=None, embed_dim=None, num_heads=None, n_train=None, n_val=None,
-    n_epochs=None, warmup_epochs=None, batch_size=None, lr=None, weight_decay=0.01, patience=20, eval_every=1, augment=True, determinism="fast")
+    n_epochs=None, warmup_epochs=None, batch_size=None, lr=None, weight_decay=0.01, patience=20, eval_every=1, augment=True, determinism="fast", recipe=RECIPE)
 
 VIT = ("patch_size", "depth", "embed_dim", "num_heads") # what makes a ViT
 

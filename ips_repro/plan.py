@@ -26,13 +26,17 @@ from .slide_settings import SLIDE_EXPERIMENTS
 PLANNED = EXPERIMENTS | SIGN_EXPERIMENTS | SLIDE_EXPERIMENTS | LINE_EXPERIMENTS # name of the folder under results/ -> experiment
 
 # %% ../nbs/04g_plan.ipynb #804e21a0
-def make_plan(experiments: list = (), scale: str = "paper") -> list[dict]: # id, notebook, given, folder, parameters, scale, cpu_minutes, gib
-    "A line for every run of the experiments (default: all). `ParameterError` for an unknown one."
+def make_plan(
+    experiments: list = (), # default: all
+    scale: str = "paper",
+    digits: dict = {},      # what to ask of experiments on digits, as from `experiments.available_digits`
+) -> list[dict]:            # id, notebook, given, folder, parameters, scale, cpu_minutes, gib
+    "A line for every run of the experiments. `ParameterError` for an unknown one."
     lines = []
     for name in dict.fromkeys(experiments or PLANNED):
         if name not in PLANNED: raise ParameterError(f"experiment: {name!r} is none of {', '.join(PLANNED)}")
         e, notebook = PLANNED[name], f"nbs/{PLANNED[name].notebook}.ipynb"
-        for run in experiment_runs(e, {}, scale):
+        for run in experiment_runs(e, digits if name in EXPERIMENTS else {}, scale):
             folder = run_dir(e.family, name, run).relative_to(out_root())
             lines.append({"id": line_id(notebook, e.asks | run), "notebook": notebook, "experiment": name, "given": {"scale": scale} | given(e, run), "folder": str(folder), "parameters": run, "scale": scale} | e.family.cost(run))
     return lines

@@ -19,7 +19,7 @@ from .experiment import make_net
 from .geometry import canvas_shape, grid_shape
 from .images import covered, open_image, stream_patches, thumbnail
 from .ips_net import IPSNet
-from .runs import parameters_hash, read_manifest
+from .runs import as_made, parameters_hash, read_manifest
 from .streaming import Streamed, predict_stream
 from .testbed import DEFAULTS
 
@@ -28,7 +28,7 @@ def load_run(folder: str|Path, device: str = "cpu") -> tuple[IPSNet, dict]:
     "The network of a finished run and the run's parameters. `FileNotFoundError` or `ValueError` says which file is missing, altered or unreadable."
     folder = Path(folder)
     manifest, weights = read_manifest(folder), folder/"weights.safetensors"
-    run, was = DEFAULTS | manifest["parameters"], manifest["outputs"].get(weights.name)
+    run, was = as_made(manifest, DEFAULTS), manifest["outputs"].get(weights.name)
     if manifest.get("parameters_sha256") != parameters_hash(manifest["parameters"]): raise ValueError(f"{folder}/manifest.json is not what the run wrote: its parameters do not have their SHA-256")
     if not weights.is_file(): raise FileNotFoundError(f"{weights}: the weights of this run are not here; it is repeated by: {manifest.get('command', 'ips-repro run')}")
     if was != sha256(weights): raise ValueError(f"{weights} is not what the run wrote: its SHA-256 is not the manifest's")

@@ -17,10 +17,10 @@ import seaborn as sns
 
 from .core import read_json, scale_dir
 from .experiments import EXPERIMENTS, changed, reduced
-from .family import reduction_text
+from .family import RECIPE, Family, counted_as, reduction_text
 from .geometry import canvas_shape
-from .runs import altered_output, read_manifest, state
-from .testbed import DEFAULTS, canonical_o2i
+from .runs import altered_output, as_made, read_manifest, state
+from .testbed import DEFAULTS, TESTBED, canonical_o2i
 
 # %% ../nbs/04b_results.ipynb #7475f54c
 TASK_NAMES = ("majority", "max", "top", "multi")
@@ -32,7 +32,7 @@ def _finished(experiment, scale):
 
 def _row(experiment, folder):
     manifest, final = read_manifest(folder), read_json(folder/"summary.json")["final"]
-    run = DEFAULTS | manifest["parameters"]
+    run = as_made(manifest, DEFAULTS)
     held = read_json(folder/"summary.json").get("selection", {})
     why = {f"{reason}_{t}": counts[reason] / held["n"] for t, counts in held.get("errors", {}).items() for reason in ("not_selected", "misread")}
     acc = {f"{part}_{t}": float(v["accuracy"]) for part in ("train", "test") for t, v in final[part].items() if t != "loss"}
@@ -40,27 +40,35 @@ def _row(experiment, folder):
 
 # %% ../nbs/04b_results.ipynb #6d5fb715
 def finished_runs(
+    family: Family,
     experiment: str, # folder under results/
     scales: tuple,
     row,             # (folder) -> dict
-) -> pd.DataFrame:
-    "A row for every finished run of an experiment, in the order of its folders. All others are left out; `ValueError` names one that is damaged."
-    rows = []
-    for scale in scales:
-        for folder in _finished(experiment, scale):
-            try:
-                if altered := altered_output(folder): raise ValueError(f"{altered} is not what the run wrote")
-                rows.append(row(folder))
-            except (KeyError, TypeError, AttributeError, ValueError) as e: raise ValueError(f"{folder} is not a run as it was written ({type(e).__name__}: {e}); remove it, or make it again") from e
+) -> pd.DataFrame:   # with the columns `precision_used` and `counted_as` beside those of `row`
+    """A row for every finished run of an experiment, in the order of its folders.
+
+    Left out are runs of an earlier recipe and, of runs that differ only in how they were computed, all but the first. `ValueError` names a damaged one."""
+    rows, seen = [], set()
+    for folder in (f for scale in scales for f in _finished(experiment, scale)):
+        try:
+            manifest = read_manifest(folder)
+            run = as_made(manifest, family.defaults)
+            key = counted_as(family, run)
+            if run["recipe"] != RECIPE or key in seen: continue
+            if altered := altered_output(folder): raise ValueError(f"{altered} is not what the run wrote")
+            rows.append(row(folder) | {"precision_used": manifest.get("precision", run.get("precision")), "counted_as": key})
+            seen.add(key)
+        except (KeyError, TypeError, AttributeError, ValueError) as e:
+            raise ValueError(f"{folder} is not a run as it was written ({type(e).__name__}: {e}); remove it, or make it again") from e
     return pd.DataFrame(rows)
 
 def plain_runs(
-    experiment: str, scales: tuple, row, # as for `finished_runs`; rows have `variant`: what was set otherwise than the experiment has it
+    family: Family, experiment: str, scales: tuple, row, # as for `finished_runs`; rows have `variant`: what was set otherwise than the experiment has it
     where=lambda table: True,            # table -> which rows
 ) -> pd.DataFrame:
     "The finished runs that are as the experiment has them, of the first of these scales that has any."
     for scale in scales:
-        table = finished_runs(experiment, (scale,), row)
+        table = finished_runs(family, experiment, (scale,), row)
         if len(table): table = table[(table.variant.map(len) == 0) & where(table)]
         if len(table): return table.reset_index(drop=True)
     return pd.DataFrame()
@@ -71,7 +79,7 @@ def read_runs(
     scales: tuple = ("paper", "quick"),
 ) -> pd.DataFrame:                # a row a run: its parameters, test_<task> accuracies of the last epoch, SELECTION, not_selected_<task>, misread_<task>, device, folder
     "Every finished run of an experiment, as `finished_runs`."
-    return finished_runs(experiment, scales, lambda folder: _row(experiment, folder))
+    return finished_runs(TESTBED, experiment, scales, lambda folder: _row(experiment, folder))
 
 # %% ../nbs/04b_results.ipynb #44cc25a2
 def published_runs(experiment: str) -> pd.DataFrame:

@@ -93,7 +93,7 @@ def precision_effect(run: dict, device: str) -> dict:
 def measure_precision(scale: str, device: str, redo: bool = False) -> dict:
     "`precision_effect` of a short run, kept."
     small = {"n_train": 16, "n_epochs": 1} if scale == "smoke" else {"n_train": 1000, "n_epochs": 4}
-    run = resolve({"o2i": 0.13, "n_test": 100 if scale != "smoke" else 4} | small, "smoke" if scale == "smoke" else "quick")[0]
+    run = resolve({"o2i": 0.13, "precision": "float32", "n_test": 100 if scale != "smoke" else 4} | small, "smoke" if scale == "smoke" else "quick")[0]
     return _measured("precision", run, scale, device, redo, lambda: precision_effect(run, device))
 
 # %% ../nbs/04d_scaling.ipynb #1c2984f5

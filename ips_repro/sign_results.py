@@ -20,7 +20,7 @@ from .core import read_csv, read_json
 from .family import changed, reduced, reduction_text, run_dir
 from .images import read_sheet, write_sheet
 from .results import plain_runs, published_runs, titled
-from .runs import read_manifest
+from .runs import as_made, read_manifest
 from .sign_settings import SIGN_DEFAULTS, SIGN_EXPERIMENTS, SIGN_PRESETS, SIGNS
 
 # %% ../nbs/20c_sign_results.ipynb #efd5266d
@@ -29,13 +29,13 @@ SCORES = {"accuracy": "test accuracy", "kept_on_sign": "kept patches that touch 
 def sign_row(e, folder: str|Path) -> dict: # an `Experiment`; of a finished run
     "Its parameters, SCORES, majority, n, pictures, reduced, variant, folder."
     manifest, signs = read_manifest(folder), read_json(folder/"summary.json")["signs"]
-    run = SIGN_DEFAULTS | manifest["parameters"]
+    run = as_made(manifest, SIGN_DEFAULTS)
     scores = {"accuracy": signs["accuracy"]["accuracy"], "majority": signs["majority_class"]["accuracy"], "n": signs["accuracy"]["n"]} | {k: signs[k] for k in ("kept_on_sign", "sign_found")}
     return run | scores | {"pictures": manifest["pictures"]["train"], "reduced": reduced(e, run), "variant": changed(e, run), "folder": str(folder)}
 
 def read_sign_runs(experiment: str, scales: tuple = ("paper", "quick"), data: str|None = None) -> pd.DataFrame: # a row a run: parameters, SCORES, majority, n, pictures, ...
     "Every finished plain run of an experiment (on this data, or on any), of the first of these scales that has any."
-    return plain_runs(experiment, scales, lambda folder: sign_row(SIGN_EXPERIMENTS[experiment], folder), lambda table: (table.data == data) | (data is None))
+    return plain_runs(SIGNS, experiment, scales, lambda folder: sign_row(SIGN_EXPERIMENTS[experiment], folder), lambda table: (table.data == data) | (data is None))
 
 def sign_table(experiment: str, runs: list[dict]) -> pd.DataFrame: # as of `read_sign_runs`
     "Exactly these runs, which are finished, whatever was set otherwise in them."

@@ -21,7 +21,7 @@ from torch import Tensor
 from .core import child_seed, generator, seed_libraries, write_csv
 from .download import cache_root
 from .encoders import make_encoder, normalisation
-from .engine import numerics
+from .engine import numerics, resolved_precision
 from .experiment import check_device, make_terms
 from .family import command, describe, reduced, run_dir
 from .images import write_sheet
@@ -121,7 +121,7 @@ def make_sign_net(run: dict, device) -> PictureIPSNet:
     seed_libraries(child_seed(run["seed"], "weights"))
     encoder = make_encoder(run["backbone"], run["pretrained"], run["frozen"], 3, run["patch_size"], n_stages=4, D=512)
     return PictureIPSNet(encoder, {"sign": ("softmax", len(CLASSES))}, run["patch_size"], run["stride"], *normalisation(run["backbone"]), run["augment"], M=run["M"], I=run["I"], n_patches=run["n_patches"], use_position=False,
-                         shuffle=None if run["shuffle"] == "none" else run["shuffle"], mask=STKIM(run["mask_p"], run["mask_k"]) if run["mask_p"] else None, engine=run["engine"], precision=run["precision"], H=8, Dk=64, Dv=64, D_inner=2048).to(device)
+                         shuffle=None if run["shuffle"] == "none" else run["shuffle"], mask=STKIM(run["mask_p"], run["mask_k"]) if run["mask_p"] else None, engine=run["engine"], precision=resolved_precision(run["precision"], device), H=8, Dk=64, Dv=64, D_inner=2048).to(device)
 
 def make_sign_trainer(run: dict, sets: tuple, device, on_step=None) -> Trainer:
     "Everything a run needs, ready to train."

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from .core import SCALES
-from .family import Experiment, Family
+from .family import RECIPE, Experiment, Family
 from .geometry import grid_shape
 from .params import ParameterError
 from .testbed import CHOICES, RANGES
@@ -21,7 +21,7 @@ from .testbed import CHOICES, RANGES
 SIGN_DEFAULTS = dict( # every parameter of a run, at its published value; None: taken from the scale
     data="scenes", o2i=0.2, data_fraction=1.0, protocol="full", data_version=None, seed=0, height=None, width=None, patch_size=None, stride=None, n_train=None, n_test=None, n_epochs=None, warmup_epochs=None,
     eval_every=None, batch_size=None, lr=None, M=None, I=32, weight_decay=0.1, shuffle="batch", backbone=None, pretrained=None, frozen=False, augment=True,
-    mask_p=0.0, mask_k=10, w_diversity=0.0, diversity_of="output", w_semantic=0.0, engine="fast", precision="float32", determinism="fast")
+    mask_p=0.0, mask_k=10, w_diversity=0.0, diversity_of="output", w_semantic=0.0, engine="fast", precision="auto", determinism="fast", recipe=RECIPE)
 
 SIGN_PRESETS = { # n_train and n_test: scenes that are made; of other pictures all are used
     "paper": dict(height=1200, width=1600, patch_size=100, n_train=747, n_test=684, n_epochs=150, warmup_epochs=10.0, eval_every=5, batch_size=16, lr=3e-4, M=10, backbone="resnet18", pretrained=True),

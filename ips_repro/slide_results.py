@@ -18,19 +18,19 @@ from .core import read_csv, read_json
 from .family import changed, reduced, reduction_text, run_dir
 from .images import read_sheet
 from .results import plain_runs, titled
-from .runs import read_manifest
+from .runs import as_made, read_manifest
 from .slide_settings import SLIDE_DEFAULTS, SLIDE_EXPERIMENTS, SLIDES
 
 # %% ../nbs/22b_slide_results.ipynb #ef332d8c
 def slide_row(e, folder: str|Path) -> dict: # an `Experiment`; of a finished run
     "Its parameters, auc, accuracy, n (test slides), train_slides, reduced, variant, folder."
     manifest, slides = read_manifest(folder), read_json(folder/"summary.json")["slides"]
-    run = SLIDE_DEFAULTS | manifest["parameters"]
+    run = as_made(manifest, SLIDE_DEFAULTS)
     return run | {"auc": slides["auc"], "accuracy": slides["accuracy"]["accuracy"], "n": slides["accuracy"]["n"], "train_slides": manifest["slides"]["train"], "reduced": reduced(e, run), "variant": changed(e, run), "folder": str(folder)}
 
 def read_slide_runs(experiment: str = "Camelyon16", scales: tuple = ("paper", "quick"), data: str|None = None) -> pd.DataFrame: # a row a run: parameters, auc, accuracy, n, ...
     "Every finished plain run (on this data, or on any), of the first of these scales that has any."
-    return plain_runs(experiment, scales, lambda folder: slide_row(SLIDE_EXPERIMENTS[experiment], folder), lambda table: (table.data == data) | (data is None))
+    return plain_runs(SLIDES, experiment, scales, lambda folder: slide_row(SLIDE_EXPERIMENTS[experiment], folder), lambda table: (table.data == data) | (data is None))
 
 def slide_table(experiment: str, runs: list[dict]) -> pd.DataFrame: # as of `read_slide_runs`
     "Exactly these runs, which are finished, whatever was set otherwise in them."

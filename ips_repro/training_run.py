@@ -21,10 +21,11 @@ from safetensors.torch import save as safetensors
 
 from .checkpoint import newest, run_key, save_epoch
 from .core import out_root, read_json, write_atomic
+from .limits import check_time, give_way
 from .params import ParameterError
 from .progress import Progress, duration
 from .runs import Finished, Run, check_free, is_done, parameters_hash, state, why_not_done
-from .trainer import restore_trainer, trainer_state
+from .trainer import restore_trainer, tested, trainer_state
 
 # %% ../nbs/04_training_run.ipynb #6dada20e
 def choose(device: str, scale: str) -> tuple[str, str]: # device, scale
@@ -83,6 +84,7 @@ def _resumed(record, key, make): # -> trainer, the rows of the epochs that are d
     def use(saved):
         trainer = make()
         restore_trainer(trainer, saved["trainer"])
+        trainer.net.precision = saved["precision"]                   # what `auto` meant where this run began
         if [r["epoch"] for r in saved["rows"]] != list(range(1, trainer.epoch + 1)): raise ValueError("its rows are not those of its epochs")
         print(f"going on after epoch {trainer.epoch} of {trainer.n_epochs}, from its checkpoint" + (f"; since then there is another {', '.join(record.changed)}" if record.changed else ""), flush=True)
         return trainer, saved["rows"]
@@ -91,6 +93,17 @@ def _resumed(record, key, make): # -> trainer, the rows of the epochs that are d
 def _flat_rows(rows, n_epochs): # as they stood in metrics.csv
     spent = itertools.accumulate(r["seconds"] for r in rows)
     return [flat_row(r, s / r["epoch"] * (n_epochs - r["epoch"])) for r, s in zip(rows, spent)]
+
+def _next_seconds(trainer, rows): # what the next epoch will take, as the latest of its kind did; 0 before the first
+    tested = trainer.is_tested(trainer.epoch + 1)
+    alike = [r["seconds"] for r in rows if (r["test"] is not None) == tested] or [r["seconds"] for r in rows]
+    return alike[-1] if alike else 0.
+
+def _timely(trainer, rows): # yields as `Trainer.epochs`; `KeyboardInterrupt` before an epoch that does not fit into the time that is left
+    epochs = trainer.epochs()
+    while trainer.epoch < trainer.n_epochs:
+        check_time(_next_seconds(trainer, rows))
+        yield next(epochs)
 
 # %% ../nbs/04_training_run.ipynb #004e4999
 def train_into(
@@ -102,19 +115,27 @@ def train_into(
     images: int|None = None, # in an epoch; None: n_train
     **facts,          # more for the manifest
 ) -> Path:            # the folder
-    "Train, or go on with it, and write the run's folder. `Held` if another process is at it, `Finished` if one was."
+    """Train, or go on with it, and write the run's folder. `Held` if another process is at it, `Finished` if one was.
+
+    `KeyboardInterrupt` when the time given with `--for` is up (see [00i_limits](00i_limits.ipynb)): the last epoch's checkpoint is there to go on from."""
+    give_way()
     done = lambda: not redo and why_not_done(folder, parameters, defaults) is None
     with determinism(parameters["determinism"], device), Run(folder, parameters, redo, done, device=device_name(device), **facts) as record, Progress(parameters["n_epochs"], images or parameters["n_train"], title) as progress:
         if progress.bar is None: print(f"{title} -> {record.folder.relative_to(out_root())}", flush=True)
         if device.startswith("cuda"): torch.cuda.reset_peak_memory_stats(device)
         key = run_key(parameters_hash(parameters), record.series)
-        trainer, rows = _resumed(record, key, lambda: make(progress.step))
+        def on_step(*images):
+            check_time()
+            progress.step(*images)
+        trainer, rows = _resumed(record, key, lambda: make(on_step))
+        record.note(precision=trainer.net.precision)
         if rows: record.log(*_flat_rows(rows, trainer.n_epochs))
         else: (record.folder/"metrics.csv").unlink(missing_ok=True)
         progress.resume(rows)
-        for row in () if stale(rows, patience := parameters.get("patience")) else trainer.epochs():
+        for row in () if stale(rows, patience := parameters.get("patience")) else _timely(trainer, rows):
             rows.append(row)
-            save_epoch(record.folder/"checkpoints", row["epoch"], {"of": key, "trainer": trainer_state(trainer), "rows": rows}) # before it is told
+            state = {"of": key, "trainer": trainer_state(trainer), "rows": rows, "precision": trainer.net.precision}
+            save_epoch(record.folder/"checkpoints", row["epoch"], state) # before it is told
             record.log(_flat_rows(rows, trainer.n_epochs)[-1])
             progress.epoch(row)
             if stale(rows, patience): break
@@ -170,7 +191,7 @@ def estimate_seconds(runs: list[dict], make) -> float: # runs; run -> Trainer
             trainer = make(run)
             measured[key] = len(trainer.train), len(trainer.test), *seconds_per_image(trainer)
         n_train, n_test, train, test = measured[key]
-        tests = sum(e % run["eval_every"] == 0 or e == run["n_epochs"] for e in range(1, run["n_epochs"] + 1))
+        tests = sum(tested(e, run["n_epochs"], run["eval_every"]) for e in range(1, run["n_epochs"] + 1))
         total += run["n_epochs"] * n_train * train + tests * n_test * test
     return total
 
