@@ -46,11 +46,12 @@ class Measured:
     def __init__(self, engine: str, run: dict, device: str):
         definition = {"precision": "float32"} if engine == "reference" else {}
         self.run, self.device, self.trainer = run, device, make_trainer(run | {"engine": engine} | definition, device)
+        self.trainer.lr = 0.         # a step costs what it costs, and leaves the weights: every round times the same network
         self.net, self.idle_mib = self.trainer.net.train(), peak_memory_mib(device)
 
     def _learn(self, batch, found):
         labels = {t: torch.as_tensor(y[:len(found[0].index)]).to(self.device) for t, y in self.trainer.train.labels.items()}
-        self.trainer._step(weighted_terms(self.trainer.terms, self.net, self.net.look(batch, *found), labels).sum(), 0) # step 0: learning rate 0
+        self.trainer._step(weighted_terms(self.trainer.terms, self.net, self.net.look(batch, *found), labels).sum(), 0)
 
     def round(self, n: int) -> dict: # seconds per image, cells kept, distinct patches an image
         stir(self.net)               # also undoes what the last training step did to the statistics

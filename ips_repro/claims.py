@@ -18,14 +18,15 @@ import numpy as np
 import pandas as pd
 
 from .change import SAME, Change, mean_of
-from .compare import SETTING, compare_all
+from .compare import bands, compare_all
 from .core import project_root, write_atomic
+from .curves import curves_text
 from .experiments import EXPERIMENTS
 from .family import counted_as, experiment_runs, reduction_text
 from .line_results import line_row, published_line_runs
 from .line_settings import LINE_GUIDED
 from .plan import PLANNED
-from .results import TASK_NAMES, finished_runs, published_points, read_runs
+from .results import SETTING, TASK_NAMES, finished_runs, published_points, read_runs
 from .sign_results import published_signs, sign_row
 from .sign_settings import SIGN_EXPERIMENTS
 from .slide_results import slide_row
@@ -180,12 +181,12 @@ def claims_text() -> str: # markdown
     return "\n\n".join([*first, *(sentence(*f, common.get(_place(f[0], f[2]), ())) for f in found)])
 
 def comparison(experiments: list = ()) -> tuple[str, int]: # markdown, how many values lie outside their band
-    "What `ips-repro compare` says: of some experiments of the testbed their numbers; of all of them the claims, too."
+    "What `ips-repro compare` says: of some experiments of the testbed their curves and numbers; of all of them the claims, too."
     page, outside = compare_all(experiments)
-    if experiments: return page, outside
+    if experiments: return f"{page}\n## Learning curves\n\n{curves_text(experiments)}\n", outside
     head, _, rest = page.partition("\n\n")
     about = f"Mean ± standard deviation over the seeds. A difference counts if it exceeds its margin (95 %, of the seeds or of the test images, whichever is more), and is none if it is below {SAME:g} give or take the margin."
-    return f"{head}\n\n## Claims\n\n{about}\n\n{claims_text()}\n\n## Numbers\n\n{rest}", outside
+    return f"{head}\n\n## Claims\n\n{about}\n\n{claims_text()}\n\n## Learning curves\n\n{curves_text(list(bands().index))}\n\n## Numbers\n\n{rest}", outside
 
 # %% ../nbs/41_claims.ipynb #4019cf12
 SHOWN = {"claims-table": claims_table, "claims": claims_text} # mark in the README -> what stands there

@@ -13,8 +13,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
+from .curves import draw_curves
 from .experiments import EXPERIMENTS
-from .results import SOURCES, TASK_NAMES, accuracy_panels, long_table, published_points, quick_note, read_runs, save_figure
+from .results import SOURCES, TASK_NAMES, accuracy_panels, long_table, precision_note, published_points, quick_note, read_runs, save_figure
 from .testbed import BANK_SIZES, DEFAULTS
 
 # %% ../nbs/04f_figures.ipynb #b7599bbb
@@ -86,7 +87,7 @@ def draw_accuracy(experiment: str, scales: tuple = ("paper", "quick")) -> dict: 
     made = {}
     for name, f in FIGURES[experiment].items():
         part = _table(experiment, f, ours := _ours([experiment, *f.also], scales))
-        if len(part): made[name] = accuracy_panels(part, f.x, f.hue, f.xlabel, f.title, " ".join(filter(None, [quick_note(ours), _seeds_note(part, f, "task")])), f.log_x)
+        if len(part): made[name] = accuracy_panels(part, f.x, f.hue, f.xlabel, f.title, " ".join(filter(None, [quick_note(ours), precision_note(ours), _seeds_note(part, f, "task")])), f.log_x)
     return made
 
 def _seeds_note(part, f, measure): # what a bar is, where there is one
@@ -115,7 +116,7 @@ def draw_selection(experiment: str, scales: tuple = ("paper", "quick")): # matpl
     if not len(wide): return None
     part = wide.melt(list(dict.fromkeys([f.x, f.hue, "source", "seed"])), list(measures), "measure", "share")
     part = part.assign(measure=part.measure.map(measures), share=pd.to_numeric(part.share))
-    return selection_panels(part, f, list(measures.values()), " ".join(filter(None, [quick_note(ours), _seeds_note(part, f, "measure")])), hues)
+    return selection_panels(part, f, list(measures.values()), " ".join(filter(None, [quick_note(ours), precision_note(ours), _seeds_note(part, f, "measure")])), hues)
 
 # %% ../nbs/04f_figures.ipynb #4806d40e
 def selection_panels(part: pd.DataFrame, f: Figure, order: list[str], note: str, hues: list[str]): # matplotlib figure
@@ -143,7 +144,8 @@ def draw(experiment: str, scale: str = "paper") -> dict: # name of the file -> m
     "All figures of an experiment: from paper and quick runs, or for `smoke` from those alone. `ValueError` for an unknown experiment."
     if experiment not in FIGURES: raise ValueError(f"experiment: {experiment!r} is none of {', '.join(FIGURES)}")
     scales = ("smoke",) if scale == "smoke" else ("paper", "quick")
-    return draw_accuracy(experiment, scales) | {f"{experiment}_selection": draw_selection(experiment, scales)}
+    selection = {f"{experiment}_selection": draw_selection(experiment, scales)}
+    return draw_accuracy(experiment, scales) | selection | draw_curves(experiment, scales)
 
 def save_all(figures: dict, scale: str) -> list: # paths
     "Save figures (name -> matplotlib figure, or None) where those of a scale belong."

@@ -217,7 +217,9 @@ def _looks(runs):
 def draw_line(experiment: str = LINE_GUIDED, scale: str = "paper") -> dict: # name of the file -> figure
     "The figures that `ips-repro draw Line_Guided_ViT` draws; of nothing, none."
     runs = read_line_runs(("smoke",) if scale == "smoke" else ("paper", "quick"))
-    costs = read_costs(runs.scale.iloc[0]) if len(runs) else None
+    measured = [runs.scale.iloc[0]] if len(runs) else ["smoke"] if scale == "smoke" else ["paper", "quick"]
+    costs = next((c for s in measured if (c := read_costs(s))), None)
     made = _looks(runs) if len(runs) and set(runs.strategy) - {"none"} else {}
-    if costs: made |= {"fig_accuracy_vs_gflops": accuracy_vs_gmacs(runs, costs), "fig_gflops_scaling": gmacs_scaling(costs), "combined_tradeoff_figure": combined_tradeoff(runs, costs)}
+    if costs: made |= {"fig_gflops_scaling": gmacs_scaling(costs)}
+    if costs and len(runs): made |= {"fig_accuracy_vs_gflops": accuracy_vs_gmacs(runs, costs), "combined_tradeoff_figure": combined_tradeoff(runs, costs)}
     return made

@@ -12,27 +12,36 @@ from pathlib import Path
 
 from .core import out_root, write_json
 from .family import run_dir
-from .runs import read_manifest, state, why_not_done
+from .runs import parameters_hash, read_manifest, state, why_not_done
+from .testbed import CHOICES
 
 # %% ../nbs/03f_reuse.ipynb #ff60677c
-def twin(experiments: dict, experiment: str, run: dict) -> Path|None: # name -> `Experiment`; one of the names; a run
-    "The folder of a finished run with the same parameters in another experiment of the same family."
-    family = experiments[experiment].family
-    folders = (run_dir(family, other, run) for other, e in experiments.items() if other != experiment and e.family is family)
-    return next((f for f in folders if f.is_dir() and why_not_done(f, run, family.defaults) is None), None)
+def _computed(run): # the run itself, and if it leaves open in which precision it is computed, every explicit one
+    explicit = [p for p in CHOICES["precision"] if p != "auto"] if run.get("precision") == "auto" else []
+    return [run, *(run | {"precision": p} for p in explicit)]
 
-def adopt(source: str|Path, folder: str|Path, **facts) -> bool: # done? no if there is something in `folder` already, or the source is no longer whole
-    "Copy a finished run, whole or not at all. `facts` replace those in its manifest: experiment, command, reduced."
+def twin(experiments: dict, experiment: str, run: dict) -> Path|None: # name -> `Experiment`; one of the names; a run
+    "The folder of a finished run that can stand for this one: the same parameters in another experiment of the family, or, where the precision is `auto`, any precision."
+    family = experiments[experiment].family
+    names = [name for name, e in experiments.items() if e.family is family]
+    own = run_dir(family, experiment, run)
+    places = [(run_dir(family, name, r), r) for r in _computed(run) for name in names]
+    return next((f for f, r in places if f != own and f.is_dir() and why_not_done(f, r, family.defaults) is None), None)
+
+def adopt(source: str|Path, folder: str|Path, parameters: dict, **facts) -> bool: # done? no if there is something in `folder` already, or the source is no longer whole
+    "Copy a finished run, whole or not at all, as the run with these parameters. `facts` replace those in its manifest: experiment, command, reduced."
     source, folder = Path(source), Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     manifest = read_manifest(source)
+    used = manifest.get("precision", manifest["parameters"].get("precision"))
+    facts |= {"parameters": parameters, "parameters_sha256": parameters_hash(parameters), "precision": used}
     with tempfile.TemporaryDirectory(prefix=".copy", dir=folder.parent) as tmp:
         copy = Path(tmp)/folder.name
         copy.mkdir()
         for name in (*manifest["outputs"], "status.json"):
             if (source/name).is_file(): shutil.copyfile(source/name, copy/name)
         write_json(copy/"manifest.json", manifest | facts | {"copied_from": str(source.relative_to(out_root()))})
-        if why_not_done(copy, manifest["parameters"]) is not None: return False # it was begun anew meanwhile
+        if why_not_done(copy, parameters) is not None: return False # it was begun anew meanwhile
         try: copy.rename(folder)
         except OSError: return False # a folder with something in it is never replaced
     return True
@@ -41,6 +50,6 @@ def copied(experiments: dict, experiment: str, run: dict, facts: dict) -> bool: 
     "Is a run done now, because another experiment has the same one? It is copied then, and a line says so."
     folder = run_dir(experiments[experiment].family, experiment, run)
     source = twin(experiments, experiment, run) if state(folder) == "absent" else None
-    if source is None or not adopt(source, folder, **facts): return False
+    if source is None or not adopt(source, folder, run, **facts): return False
     print(f"the same run is in {source.relative_to(out_root())}: copied to {folder.relative_to(out_root())}", flush=True)
     return True

@@ -132,7 +132,7 @@ def parameters_hash(parameters: dict) -> str: # 64 hex digits
 class Run:
     """A run's folder, as a context manager. Whatever happens inside, `status.json` is written last and says so.
 
-    `log` appends an epoch, `finish` the summary. An exception makes the state `failed`, Ctrl-C and SIGTERM `interrupted`; both go on upwards. `Held` if another process is at it."""
+    `note` adds to the manifest, `log` appends an epoch, `finish` the summary. An exception makes the state `failed`, Ctrl-C and SIGTERM `interrupted`; both go on upwards. `Held` if another process is at it."""
     def __init__(self,
         folder: str|Path,   # created on entering
         parameters: dict,   # everything that determines the run
@@ -140,8 +140,8 @@ class Run:
         done=lambda: False, # asked when nobody else can be at it any more: is there nothing to do? Then `Finished`
         **facts,            # more for the manifest: device, digits, scale, command
     ):
-        self.redo, self.done = redo, done
-        self.folder, self.parameters, self.facts, self.rows, self.summary = Path(folder), parameters, facts, [], None
+        self.redo, self.done, self.facts, self.rows, self.summary = redo, done, facts, [], None
+        self.folder, self.parameters = Path(folder), parameters
 
     def __enter__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,6 @@ class Run:
         write_csv(self.folder/"metrics.csv", self.rows)
 
     def note(self, **facts):
-        "Add what has only now become known to the manifest."
         self.manifest |= facts
         write_json(self.folder/"manifest.json", self.manifest)
 

@@ -23,6 +23,7 @@ from .family import command, describe, reduced, run_dir
 from .images import write_sheet
 from .ips_net import IPSNet, Output
 from .masking import STKIM
+from .reuse import copied
 from .slide_features import Bag
 from .slide_sets import run_bags
 from .slide_settings import SLIDE_DEFAULTS, SLIDE_EXPERIMENTS, SLIDES
@@ -116,15 +117,19 @@ def slide_summary(rows: list[dict]) -> dict: # auc, accuracy, n
     return {"auc": float(roc_auc_score(labels, p)), "accuracy": {"accuracy": right / len(rows), "right": right, "n": len(rows)}}
 
 # %% ../nbs/22a_slide_run.ipynb #71a4b4b4
+def _standing(run, experiment): # what a manifest says of the experiment that a run belongs to
+    e = SLIDE_EXPERIMENTS[experiment]
+    return dict(experiment=experiment, reduced=reduced(e, run), command=command(e, run))
+
 def train_slide_run(run: dict, experiment: str, sets: tuple, device: str, redo: bool = False) -> Path:
     "Train one run, or go on with it, and write its folder."
-    e, (train, test, bad) = SLIDE_EXPERIMENTS[experiment], sets
+    train, test, bad = sets
     def finish(trainer, folder):
         rows, tiles = evaluate_slides(trainer, run["batch_size"])
         write_csv(folder/"predictions.csv", rows)
         write_csv(folder/"selected_patches.csv", tiles)
         return {"slides": slide_summary(rows), "shown": show_slides(test.bags, folder/"shown.jpg")}
-    facts = dict(experiment=experiment, scale=run["scale"], slides={"train": len(train), "test": len(test), "not_used": bad}, reduced=reduced(e, run), command=command(e, run))
+    facts = _standing(run, experiment) | dict(scale=run["scale"], slides={"train": len(train), "test": len(test), "not_used": bad})
     return train_into(run_dir(SLIDES, experiment, run), run, lambda on_step: make_slide_trainer(run, (train, test), device, on_step), finish, f"{experiment}, M = {run['M']}, seed {run['seed']}", device, redo, SLIDE_DEFAULTS, len(train), **facts)
 
 def train_slide_all(runs: list[dict], experiment: str, device: str, redo: bool = False, memory_gib: float|None = None) -> dict: # slide -> why it is not used
@@ -138,5 +143,6 @@ def train_slide_all(runs: list[dict], experiment: str, device: str, redo: bool =
     tiles = [b.n for s in (train, test) for b in s.bags]
     words = f"{runs[0]['n_epochs']} epochs, {len(train)} slides to train on and {len(test)} to test, of {min(tiles)} to {max(tiles)} tiles with {train.bags[0].F} features"
     do_all(runs, lambda r: run_dir(SLIDES, experiment, r), lambda r: train_slide_run(r, experiment, data(r), device, redo), lambda: describe(SLIDE_EXPERIMENTS[experiment], runs, device, words),
-           lambda todo: estimate_seconds(todo, lambda r: make_slide_trainer(r, data(r)[:2], device)), redo, SLIDE_DEFAULTS)
+           lambda todo: estimate_seconds(todo, lambda r: make_slide_trainer(r, data(r)[:2], device)), redo, SLIDE_DEFAULTS,
+           lambda r: copied(SLIDE_EXPERIMENTS, experiment, r, _standing(r, experiment)))
     return not_used
