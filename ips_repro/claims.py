@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMPARED', 'WORDS', 'HOLDS', 'PLACES', 'SHOWN', 'claims', 'published_table', 'our_table', 'setting', 'rows_in',
            'Evidence', 'published_evidence', 'our_evidence', 'differs', 'looked_up', 'claims_table', 'sentence',
-           'in_common', 'claims_text', 'comparison', 'marked', 'replaced', 'renew_readme']
+           'in_common', 'claims_text', 'comparison', 'standing_text', 'marked', 'replaced', 'renew_readme']
 
 # %% ../nbs/41_claims.ipynb #2424df5b
 import re
@@ -19,14 +19,15 @@ import pandas as pd
 
 from .change import SAME, Change, mean_of
 from .compare import bands, compare_all
-from .core import project_root, write_atomic
+from .core import project_root, read_csv, scale_dir, write_atomic
 from .curves import curves_text
 from .experiments import EXPERIMENTS
-from .family import counted_as, experiment_runs, reduction_text
+from .family import RECIPE, counted_as, experiment_runs, reduction_text
 from .line_results import line_row, published_line_runs
 from .line_settings import LINE_GUIDED
 from .plan import PLANNED
 from .results import SETTING, TASK_NAMES, finished_runs, published_points, read_runs
+from .runs import as_made, read_manifest, state
 from .sign_results import published_signs, sign_row
 from .sign_settings import SIGN_EXPERIMENTS
 from .slide_results import slide_row
@@ -143,11 +144,12 @@ def claims_table() -> str: # markdown
     "What came out, and the one table: a row a claim."
     lines, found = ["| claim | published | ours |", "|---|---|---|"], looked_up()
     for c, theirs, ours in found:
-        cells = [f"**{held}**: {numbers}<br>{_worded(e.varied)}; {seeds}{', paper scale' * (e is ours and ours.scale == 'paper')}" if e else "" for e in (theirs, ours) for numbers, seeds, held in [_seen(e, c)]]
+        cells = [f"**{held}**: {numbers}<br>{_worded(e.varied)}; {seeds}{', paper scale' * (e is ours and ours.scale == 'paper')}" if e else none for e, none in ((theirs, "not published"), (ours, "not run yet")) for numbers, seeds, held in [_seen(e, c)]]
         lines.append(f"| [{c.experiment}](nbs/{c.notebook}.ipynb): {c.claim} ({c.score}) | {' | '.join(cells)} |")
     borne = [(c, ours) for c, theirs, ours in found if theirs and theirs.verdict(c).startswith("yes")]
     tried = [ours.verdict(c) for c, ours in borne if ours]
-    return f"**The published numbers bear out {len(borne)} of these {len(found)} claims. Of those {len(tried)} were tried here: {_count(tried)}.**\n\n" + "\n".join(lines)
+    here = f"Of those {len(tried)} were tried here: {_count(tried)}." if tried else "None of those has been tried here yet."
+    return f"**The published numbers bear out {len(borne)} of these {len(found)} claims. {here}**\n\n" + "\n".join(lines)
 
 def _holds(verdict): return HOLDS[verdict.partition(",")[0]] + " in one seed" * verdict.endswith("one seed")
 
@@ -189,7 +191,29 @@ def comparison(experiments: list = ()) -> tuple[str, int]: # markdown, how many 
     return f"{head}\n\n## Claims\n\n{about}\n\n{claims_text()}\n\n## Learning curves\n\n{curves_text(list(bands().index))}\n\n## Numbers\n\n{rest}", outside
 
 # %% ../nbs/41_claims.ipynb #4019cf12
-SHOWN = {"claims-table": claims_table, "claims": claims_text} # mark in the README -> what stands there
+def _recorded(scale): # (finished, begun but not finished, superseded): folders of runs at one scale
+    finished, begun, superseded = [], [], []
+    for name, e in PLANNED.items():
+        for folder in (p.parent for p in sorted((scale_dir("results", scale)/name).glob("results_*/seed_*/manifest.json"))):
+            recipe = as_made(read_manifest(folder), e.family.defaults)["recipe"]
+            if recipe != RECIPE: superseded.append(folder)
+            elif state(folder) == "ok": finished.append(folder)
+            elif (folder/"metrics.csv").is_file(): begun.append(folder)
+    return finished, begun, superseded
+
+def _runs(n): return f"{n} run{'s' * (n != 1)}"
+
+def standing_text() -> str: # markdown
+    "What lies under `results/`: how many runs at which scale, how far those have come that are not finished, and what is superseded."
+    (finished, begun, old), (quick, _, old_quick) = _recorded("paper"), _recorded("quick")
+    done = lambda folder: f"{folder.parent.parent.name}, {folder.parent.name.removeprefix('results_')}: epoch {len(read_csv(folder/'metrics.csv'))}"
+    text = f"Under `results/` lie {_runs(len(finished))} at `paper` scale and {_runs(len(quick))} at `quick` scale."
+    if begun: text += f" Begun at `paper` scale, and not finished: {'; '.join(map(done, begun))}."
+    if n := len(old) + len(old_quick): text += f" Superseded: {_runs(n)}, trained before training was exactly the published one. They are shown in no figure and counted for no claim, and are being made anew; `ips-repro plan --scale quick` lists them."
+    return text
+
+# %% ../nbs/41_claims.ipynb #d94935f2
+SHOWN = {"standing": standing_text, "claims-table": claims_table, "claims": claims_text} # mark in the README -> what stands there
 
 def _between(name): return re.compile(rf"(?<=<!-- {name} -->)(.*?)(?=<!-- /{name} -->)", re.DOTALL)
 

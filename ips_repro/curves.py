@@ -181,6 +181,7 @@ def _draw_panel(ax, panel, ours, theirs, marker):
     ax.plot(ours.index, ours[panel], "-", color=OURS, linewidth=1.6, marker=marker, markersize=3, label="ours")
     if panel != "loss": ax.set_ylim(-0.02, 1.02)
 
+# %% ../nbs/04e_curves.ipynb #fac50687
 def curve_figure(experiment: str, folder: str|Path): # matplotlib figure
     "A run's learning curves over the published ones of its setting."
     manifest, ours = read_manifest(folder), recorded_curve(folder)

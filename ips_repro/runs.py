@@ -160,9 +160,7 @@ class Run:
         self.rows += rows
         write_csv(self.folder/"metrics.csv", self.rows)
 
-    def note(self, **facts):
-        self.manifest |= facts
-        write_json(self.folder/"manifest.json", self.manifest)
+    def note(self, **facts): write_json(self.folder/"manifest.json", self.manifest | facts); self.manifest |= facts
 
     def finish(self, summary: dict):
         "Write summary.json; a run that never gets here is not ok."
