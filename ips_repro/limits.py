@@ -39,11 +39,13 @@ def check_time(needed: float = 0.) -> None: # seconds
     "`KeyboardInterrupt`, as if Ctrl-C had been pressed, if what is next does not fit into the time that is left."
     left = seconds_left()
     if left <= 0: raise KeyboardInterrupt("the time given with --for is up")
-    if needed > left: raise KeyboardInterrupt(f"the time given with --for is nearly up: {duration(left)} left, and the next epoch takes {duration(needed)}")
+    if needed > left:
+        short = f"{duration(left)} left, and the next epoch takes {duration(needed)}"
+        raise KeyboardInterrupt(f"the time given with --for is nearly up: {short}")
 
 # %% ../nbs/00i_limits.ipynb #c29168be
 BACKGROUND = "IPS_REPRO_BACKGROUND" # environment variable: 1 if others on the machine go first
-WAIT_QUIETLY = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"} # must be set before torch is imported
+WAIT_QUIETLY = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"} # before torch starts
 LOWEST = 19 # of Unix's priorities
 
 def set_background() -> None:
@@ -52,7 +54,7 @@ def set_background() -> None:
     give_way()
 
 def give_way() -> None:
-    "Take the lowest priority, if that was asked for: for this process, and for its session where the system counts by sessions."
+    "Take the lowest priority, if that was asked for: for this process, and for its session where sessions count."
     if os.environ.get(BACKGROUND) != "1": return
     if hasattr(os, "setpriority"): os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
     with suppress(OSError): Path("/proc/self/autogroup").write_text(str(LOWEST)) # not there, or not ours
