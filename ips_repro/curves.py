@@ -165,7 +165,8 @@ def _epoch(e): return "never" if e is None or np.isnan(e) else f"{e:g}"
 
 def _range(row): # "11 to 24"
     if row.verdict == "nothing published": return ""
-    return f"{_epoch(row['first'])} to {_epoch(row['last'])}"
+    first, last = _epoch(row["first"]), _epoch(row["last"])
+    return first if first == last else f"{first} to {last}"
 
 def plateau_note() -> str:
     "How much the published plateaus themselves differ, in two sentences."
