@@ -37,6 +37,7 @@ def cmd_plan(args) -> int:
     if args.json: write_json(args.json, lines)
     return 0
 
+# %% ../nbs/88_cli_sweep.ipynb #e5b71060
 def _on_slurm(lines, args, say):
     from ips_repro.slurm import slurm_options, slurm_sweep
     if args.gpus: raise ParameterError("gpus: SLURM hands out its own; ask with --slurm gres=gpu:1")
@@ -58,9 +59,10 @@ def cmd_sweep(args) -> int:
         if args.slurm is None: rows = sweep(lines, args.slots, gpus, args.retry == "failed", say=say)
         else: rows = _on_slurm(lines, args, say)
     print(sweep_table(rows))
-    states = {r["state"] for r in rows}
-    if states <= {"ok"}: return 0
-    return INTERRUPTED if args.time and not states & {"failed", "killed"} else 1
+    left = [r for r in rows if r["state"] != "ok"]
+    if not left: return 0
+    only_time = args.time and all(r["exit"] in (INTERRUPTED, None) for r in left) # cut short, or not started
+    return INTERRUPTED if only_time else 1
 
 # %% ../nbs/88_cli_sweep.ipynb #488ce981
 INTERRUPTED = 130 # exit code

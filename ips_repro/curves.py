@@ -20,11 +20,11 @@ import seaborn as sns
 
 from .core import read_csv, scale_dir
 from .experiments import EXPERIMENTS, changed
-from .family import RECIPE
+from .family import RECIPE, counted_as
 from .geometry import PUBLISHED_O2I
 from .results import SETTING, TASK_NAMES, published_settings, titled
 from .runs import as_made, read_manifest, state
-from .testbed import DEFAULTS, PUBLISHED_NOISE, resolve
+from .testbed import DEFAULTS, PUBLISHED_NOISE, TESTBED, resolve
 
 # %% ../nbs/04e_curves.ipynb #dd1ca01e
 @cache
@@ -45,6 +45,7 @@ def published_curve(
 def recorded_curve(folder: str|Path) -> dict: # as `published_curve`
     "What a run of ours has recorded so far, whatever its state. The table of the test has the tested epochs only."
     rows = pd.DataFrame(read_csv(Path(folder)/"metrics.csv")).replace("", np.nan).astype(float)
+    if not len(rows): raise ValueError(f"{folder}/metrics.csv has no epoch in it; remove it, or make the run again")
     rows = rows.assign(epoch=rows.epoch.astype(int)).set_index("epoch")
     def table(split):
         part = rows[[c for c in rows if c.startswith(f"{split}_")]]
@@ -54,10 +55,12 @@ def recorded_curve(folder: str|Path) -> dict: # as `published_curve`
 # %% ../nbs/04e_curves.ipynb #571d49a8
 @cache
 def published_testbed() -> pd.DataFrame: # columns `SETTING`, seed, source; a row a run that has a curve
-    "Every published run on Megapixel MNIST, those that stand in several tables once."
+    "Every published run on Megapixel MNIST, those that stand in several tables, or whose log lies in several places, once."
     tables = [published_settings(e) for e in EXPERIMENTS]
-    rows = pd.concat([t for t in tables if len(t)]).drop_duplicates("source")
-    return rows[rows.source.isin(set(_all_published().source))].reset_index(drop=True)
+    rows = pd.concat([t for t in tables if len(t)])
+    contents = _all_published().groupby("source")[["loss", "accuracy"]].apply(lambda log: log.to_csv(index=False))
+    rows = rows.assign(log=rows.source.map(contents)).dropna(subset="log")
+    return rows.drop_duplicates("source").drop_duplicates("log").drop(columns="log").reset_index(drop=True)
 
 def _equal(column, value): return np.isclose(column, value) if isinstance(value, float) else column == value
 
@@ -111,12 +114,14 @@ def plateaus(n_train: int) -> dict: # O2I label in % -> epoch
 
 # %% ../nbs/04e_curves.ipynb #fd2594ca
 def begun_runs(experiment: str, scale: str = "paper") -> list[Path]: # folders
-    "The runs of an experiment's plan that have finished an epoch, whatever became of them."
-    found = []
-    for metrics in sorted((scale_dir("results", scale)/experiment).glob("results_*/seed_*/metrics.csv")):
-        run = as_made(read_manifest(metrics.parent), DEFAULTS)
-        if run["recipe"] == RECIPE and not changed(experiment, run): found.append(metrics.parent)
-    return found
+    "The runs of an experiment's plan that have finished an epoch, whatever became of them: of each seed the one that has come furthest."
+    furthest = {}
+    for manifest in sorted((scale_dir("results", scale)/experiment).glob("results_*/seed_*/manifest.json")):
+        folder, run = manifest.parent, as_made(read_manifest(manifest.parent), DEFAULTS)
+        if run["recipe"] != RECIPE or changed(experiment, run) or not (folder/"metrics.csv").is_file(): continue
+        reached, key = (state(folder) == "ok", len(recorded_curve(folder)["train"])), counted_as(TESTBED, run)
+        if key not in furthest or reached > furthest[key][0]: furthest[key] = reached, folder
+    return [folder for _, folder in furthest.values()]
 
 def judged(
     ours: int|None,  # epoch at which a mark was passed; None: not so far
@@ -133,8 +138,9 @@ def judged(
     return "earlier" if passed < first else "later" if passed > last else "inside"
 
 # %% ../nbs/04e_curves.ipynb #0cecb411
-def _passes(sources, mark): # epochs at which published runs passed a mark; None: never
-    return [first_pass(published_curve(s)["train"].majority, mark) for s in sources]
+def _passes(runs, mark): # epochs at which published runs passed a mark; None: never. Nothing of a log that was cut short before
+    found = [(first_pass(published_curve(r.source)["train"].majority, mark), r) for r in runs.itertuples()]
+    return [epoch for epoch, r in found if epoch or r.n_epochs_logged >= r.n_epochs]
 
 def _span(epochs): # the first and the last of them; None: never, or nothing published
     ordered = sorted(epochs, key=lambda epoch: epoch or math.inf) or [None]
@@ -145,15 +151,16 @@ def curve_verdicts(
 ) -> pd.DataFrame:    # a row for each run and mark
     """When the training accuracy (majority) passed every mark, in all begun runs at paper scale and in published ones.
 
-    Columns: `SETTING`, seed, folder, state, done (epochs), mark, ours, published, first and last of the range, verdict."""
+    Columns: `SETTING`, seed, precision, folder, state, done (epochs), mark, ours, published, first and last of the range, verdict."""
     rows = []
     for folder in begun_runs(experiment):
-        run = as_made(read_manifest(folder), DEFAULTS)
-        accuracy, own, near = recorded_curve(folder)["train"].majority, same_setting(run).source, neighbours(run).source
-        about = {k: run[k] for k in (*SETTING, "seed")}
+        manifest = read_manifest(folder)
+        run, accuracy = as_made(manifest, DEFAULTS), recorded_curve(folder)["train"].majority
+        own, near = same_setting(run), neighbours(run)
+        about = {k: run[k] for k in (*SETTING, "seed")} | {"precision": manifest.get("precision", run["precision"])}
         about |= {"folder": folder, "state": state(folder), "done": len(accuracy)}
         for mark in MARKS:
-            ours, theirs, all_published = first_pass(accuracy, mark), _passes(own, mark), _passes([*own, *near], mark)
+            ours, theirs, all_published = first_pass(accuracy, mark), _passes(own, mark), _passes(pd.concat([own, near]), mark)
             first, last = _span(all_published)
             verdict = judged(ours, all_published, len(accuracy), run["n_epochs"])
             found = {"mark": mark, "ours": ours, "published": theirs, "first": first, "last": last}
@@ -183,7 +190,7 @@ ABOUT = ("The epoch at which accuracy on the training canvases (*majority*) firs
 
 def _line(experiment, r): # of the table in markdown
     ours = "not yet" if r.ours is None or np.isnan(r.ours) else _epoch(r.ours)
-    run = f"O2I {r.o2i:g} %, {r.n_train} canvases, seed {r.seed}"
+    run = f"O2I {r.o2i:g} %, {r.n_train} canvases, seed {r.seed}, {r.precision}"
     done = f"{r.done} of {r.n_epochs} ({r.state})"
     cells = [experiment, run, done, f"{r.mark:g}", ours, ", ".join(map(_epoch, r.published)), _range(r), r.verdict]
     return f"| {' | '.join(cells)} |"

@@ -61,7 +61,8 @@ def backbone_of(name: str, in_chans: int = 3, pretrained: bool = False) -> nn.Mo
     "A timm backbone without its classifier. ImageNet weights come from timm's hub, those of `tf_efficientnet_lite0` from a package, without a network."
     source = {}
     if pretrained and name == "tf_efficientnet_lite0": source = {"state_dict": {k: w.view_as(v) for (k, v), w in zip(timm.create_model(name).state_dict().items(), _lite0_weights(), strict=True)}}
-    return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, num_classes=0, pretrained_cfg_overlay=source)
+    ones = {"zero_init_last": False} if re.match(r"resnet\d", name) else {} # as torchvision: no residual branch begins with zeros
+    return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, num_classes=0, pretrained_cfg_overlay=source, **ones)
 
 def normalisation(name: str) -> tuple[tuple, tuple]: # mean, std of the three channels, in [0, 1]
     "What a timm backbone was trained with."

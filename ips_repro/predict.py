@@ -32,7 +32,8 @@ def load_run(folder: str|Path, device: str = "cpu") -> tuple[IPSNet, dict]:
     if manifest.get("parameters_sha256") != parameters_hash(manifest["parameters"]): raise ValueError(f"{folder}/manifest.json is not what the run wrote: its parameters do not have their SHA-256")
     if not weights.is_file(): raise FileNotFoundError(f"{weights}: the weights of this run are not here; it is repeated by: {manifest.get('command', 'ips-repro run')}")
     if was != sha256(weights): raise ValueError(f"{weights} is not what the run wrote: its SHA-256 is not the manifest's")
-    try: net = make_net(run | {"pretrained": False}, device)     # its own weights come below
+    as_tested = {"precision": manifest.get("precision", run["precision"]), "pretrained": False} # its own weights come below
+    try: net = make_net(run | as_tested, device)
     except (KeyError, TypeError, ValueError, RuntimeError) as e: raise ValueError(f"{folder}/manifest.json does not describe a network ({type(e).__name__}: {e})") from e
     try: net.load_state_dict(load_file(weights, device=device))
     except (SafetensorError, RuntimeError, OSError) as e: raise ValueError(f"{weights} cannot be loaded: {e}") from e

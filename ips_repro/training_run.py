@@ -95,9 +95,10 @@ def _flat_rows(rows, n_epochs): # as they stood in metrics.csv
     return [flat_row(r, s / r["epoch"] * (n_epochs - r["epoch"])) for r, s in zip(rows, spent)]
 
 def _next_seconds(trainer, rows): # what the next epoch will take, as the latest of its kind did; 0 before the first
-    tested = trainer.is_tested(trainer.epoch + 1)
-    alike = [r["seconds"] for r in rows if (r["test"] is not None) == tested] or [r["seconds"] for r in rows]
-    return alike[-1] if alike else 0.
+    with_test = trainer.is_tested(trainer.epoch + 1)
+    alike = [r["seconds"] for r in rows if (r["test"] is not None) == with_test]
+    if alike or not rows: return alike[-1] if alike else 0.
+    return rows[-1]["seconds"] * (1 + len(trainer.test) / len(trainer.train)) # the first with a test, which takes less an image than training
 
 def _timely(trainer, rows): # yields as `Trainer.epochs`; `KeyboardInterrupt` before an epoch that does not fit into the time that is left
     epochs = trainer.epochs()
@@ -153,7 +154,8 @@ def do_all(
     redo: bool = False, defaults: dict = {},
     copied=lambda run: False, # is it done, because something else has the same run?
 ):
-    "Train every run that is not done yet."
+    "Train every run that is not done yet. `KeyboardInterrupt` when the time given with `--for` is up."
+    check_time()
     why = {str(folder_of(r)): why_not_done(folder_of(r), r, defaults) for r in runs}
     todo = [r for r in runs if redo or why[str(folder_of(r))]]
     for r in todo: check_free(folder_of(r))                          # somebody else at it is told before an estimate is made
@@ -163,6 +165,7 @@ def do_all(
     if len(todo) < len(runs): print(f"{len(runs) - len(todo)} of them already done with the same parameters: reused (redo=True trains again)")
     if todo: print(f"estimated time: {duration(estimate(todo))}, measured on a batch of each kind of run", flush=True)
     for r in todo:
+        check_time()
         if not redo and copied(r): continue                          # trained meanwhile for another experiment,
         try: train(r)
         except Finished as e: print(f"finished meanwhile by another process: {e}", flush=True) # or this one
