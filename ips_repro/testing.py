@@ -67,12 +67,14 @@ def test_one(path: str|Path, flags: str, timeout: float, env: dict = {}) -> tupl
 
 # %% ../nbs/87_testing.ipynb #07570ea7
 def copy_travelling(folder: str, to: str|Path, root: Path|None = None) -> list[Path]: # the copies
-    "Copy the files below a folder of the project that git tracks (where there is no git, all of them) to the same places below `to`."
-    root = root or project_root()
-    try: names = subprocess.run(["git", "ls-files", "-z", "--", folder], cwd=root, capture_output=True, text=True).stdout.split("\0")
-    except FileNotFoundError: names = []
-    names = list(filter(None, names)) or [str(p.relative_to(root)) for p in (root/folder).rglob("*")]
-    made = [(root/n, Path(to)/n) for n in names if (root/n).is_file()]
+    "Copy the files below a folder of the project as git has them in its index, whatever was trained since (where there is no git, all that lie there), to the same places below `to`."
+    root, to = root or project_root(), Path(to).resolve()
+    try: tracked = subprocess.run(["git", "ls-files", "-z", "--", folder], cwd=root, capture_output=True).stdout
+    except FileNotFoundError: tracked = b""
+    if tracked:
+        subprocess.run(["git", "checkout-index", "-f", "-z", "--stdin", f"--prefix={to}/"], cwd=root, input=tracked, check=True)
+        return [to/os.fsdecode(n) for n in tracked.split(b"\0") if n]
+    made = [(p, to/p.relative_to(root)) for p in (root/folder).rglob("*") if p.is_file()]
     for source, copy in made: copy.parent.mkdir(parents=True, exist_ok=True); shutil.copyfile(source, copy)
     return [copy for _, copy in made]
 
