@@ -9,7 +9,7 @@ __all__ = ['covered', 'enough', 'diagnose']
 import numpy as np
 import torch
 
-from .engine import evaluating
+from .engine import evaluating, numerics
 
 # %% ../nbs/03e_diagnosis.ipynb #f9ed7879
 def covered(
@@ -43,7 +43,7 @@ def enough(
 # %% ../nbs/03e_diagnosis.ipynb #52341241
 def _answers(net, data, batch_size, generator): # cells (n, M), scores (n, M), entropy (n,), task -> answered right (n,)
     cells, scores, entropy, right = [], [], [], {t: [] for t in net.tasks}
-    with evaluating(net), torch.no_grad():
+    with evaluating(net), torch.no_grad(), numerics(net.precision), net.weights_rest():
         for idx in torch.arange(len(data)).split(batch_size):
             out = net(data.batch(idx.tolist()), generator)
             attention = out.pooled.attn.mean((1, 2)).double()                          # (B, M), over heads and queries; sums to 1

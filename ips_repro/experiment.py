@@ -12,7 +12,7 @@ import time
 from .core import child_seed, generator, out_root, seed_libraries, write_csv
 from .diagnosis import diagnose
 from .encoders import make_encoder
-from .engine import cap_memory, resolved_precision
+from .engine import cap_memory, resolved_precision, spare_bytes
 from .experiments import EXPERIMENTS, command, reduced
 from .family import reduction_text
 from .geometry import always_room, canvas_shape
@@ -21,6 +21,7 @@ from .losses import DiversityLoss, SemanticLoss, TaskLoss
 from .masking import STKIM
 from .megapixel_mnist import MegapixelMNIST, load_digits
 from .params import ParameterError
+from .patches import PatchBatch, join_images, split_images
 from .reuse import copied
 from .testbed import DEFAULTS, run_dir
 from .trainer import Trainer
@@ -29,20 +30,43 @@ from .training_run import do_all, estimate_seconds, train_into
 # %% ../nbs/04a_experiment.ipynb #75751205
 TASKS = {"majority": ("softmax", 10), "max": ("softmax", 10), "top": ("softmax", 10), "multi": ("sigmoid", 10)}
 
+# %% ../nbs/04a_experiment.ipynb #301a5c6c
 class Patched:
-    "A Megapixel MNIST dataset seen through a patch grid: what the trainer asks for."
-    def __init__(self, canvases: MegapixelMNIST, patch_size: int, stride: int, device="cpu"):
-        self.canvases, self.patch_size, self.stride, self.device, self.labels = canvases, patch_size, stride, device, canvases.labels
+    """A Megapixel MNIST dataset seen through a patch grid: what the trainer asks for.
+
+    Every canvas is painted once and its distinct patches, as uint8, are kept on the device as long as there is room; the others are painted each time."""
+    def __init__(self,
+        canvases: MegapixelMNIST, patch_size: int, stride: int,
+        device="cpu",         # where the patches are wanted
+        paint_on=None,        # where they are painted; None: there, too
+        room: int|None = None,# bytes to keep patches in; None: `spare_bytes` when the first are asked for
+    ):
+        self.canvases, self.patch_size, self.stride, self.labels = canvases, patch_size, stride, canvases.labels
+        self.device, self.paint_on, self.room, self.kept = device, paint_on or device, room, {}
 
     def __len__(self): return len(self.canvases)
 
-    def batch(self, indices): return self.canvases.patch_batch(indices, self.patch_size, self.stride, self.device)
+    def _paint(self, indices): # canvas -> its patches, kept where there is room
+        batch = self.canvases.patch_batch(indices, self.patch_size, self.stride, self.paint_on)
+        painted = dict(zip(indices, split_images(batch.to(self.device))))
+        for i, image in painted.items():
+            size = image.values.nbytes + image.index.nbytes
+            if size <= self.room: self.kept[i], self.room = image, self.room - size
+        return painted
 
+    def batch(self, indices) -> PatchBatch:
+        if self.room is None: self.room = spare_bytes(self.device)
+        missing = [i for i in dict.fromkeys(indices) if i not in self.kept]
+        images = self.kept | (self._paint(missing) if missing else {})
+        return join_images([images[i] for i in indices])
+
+# %% ../nbs/04a_experiment.ipynb #4bab6596
 def make_data(run: dict, train: bool, device="cpu") -> Patched:
     "The training or test canvases of a run; `device` is where their patches are painted."
     ds = MegapixelMNIST(load_digits(run["digits"], train, run["n_digits"] if train else 0), run["n_train"] if train else run["n_test"], run["canvas"], run["digit_size"], run["n_noise"],
                         run["noise_size"], run["noise_thickness"], run["noise_kind"], run["stroke"], run["seed"], train)
-    return Patched(ds, run["patch_size"], run["stride"], "cpu" if run["determinism"] == "deterministic" else device)
+    paint_on = "cpu" if run["determinism"] == "deterministic" else device # painting on a GPU adds in any order
+    return Patched(ds, run["patch_size"], run["stride"], device, paint_on)
 
 def make_net(run: dict, device) -> IPSNet:
     "The untrained network of a run; the seed decides its weights."

@@ -40,7 +40,7 @@ def head_similarity(
 ) -> Tensor:   # scalar in [-1, 1]
     "Mean cosine similarity between every pair of heads, each flattened, averaged over the batch."
     v = F.normalize(x.flatten(2), dim=-1)                            # (B, H, -1)
-    i, j = torch.triu_indices(v.shape[1], v.shape[1], 1)
+    i, j = torch.triu_indices(v.shape[1], v.shape[1], 1, device=v.device)
     return (v[:, i] * v[:, j]).sum(-1).mean()
 
 class DiversityLoss:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .encoders import sinusoid
 from .engine import Selection, default_chunk, evaluating, numerics, recurrence
 from .ips_net import IPSNet, Output
-from .patches import compact
+from .patches import compact, upload
 
 # %% ../nbs/03b_streaming.ipynb #f62395cd
 def reblock(
@@ -51,14 +51,16 @@ def _numbered(blocks):
         start += len(patches)
         yield places, patches
 
-def _code(net, places): # (...) -> (..., D): computed where it is needed, so that no table of all places exists
-    return (sinusoid(places, net.encoder.D) * net.use_position).to(net.device)
+def _with_position(net, places, x, onto=None): # x (..., D), or its image under `onto` (., D): plus the code of its places, where there is one
+    if not net.use_position: return x
+    code = upload(sinusoid(places, net.encoder.D), net.device)       # where it is needed: no table of all places exists
+    return x + (code if onto is None else code @ onto.T)
 
 def _ahead(net, blocks): # M+I patches, then as many times I as are worth embedding together
     numbered = _numbered(blocks)
     first = next(numbered, None)
     if first is None: return
-    steps = max(1, (net.chunk or default_chunk(first[1].to(net.device))) // net.I)
+    steps = max(1, (net.chunk or default_chunk(first[1], net.device)) // net.I)
     yield from reblock(chain([first], numbered), net.M + net.I, steps * net.I)
 
 # %% ../nbs/03b_streaming.ipynb #38a9b7a3
@@ -69,17 +71,18 @@ def select_stream(
     generator: torch.Generator = None, # for masking, in training
 ) -> Streamed:
     "Iterative Patch Selection of one image that is read once; always with the fast engine. `ValueError` for an empty stream."
-    A, dev = net.transf.crs_attn.score_matrix(), net.device
     newcomers, kept, seen, selection = [], None, 0, None
-    def arrivals():
+    def arrivals(A):
         for places, patches in _ahead(net, blocks):                                        # embedded together, arriving I at a time
-            batch = compact(patches[None].to(dev))
-            logits = (net.embed(batch) @ A.T)[batch.index[0]] + _code(net, places) @ A.T   # (n, H*T)
-            for part in torch.arange(len(places)).split(net.I if seen else net.M + net.I):
+            batch = compact(upload(patches[None], net.device))
+            logits = _with_position(net, places, (net.embed(batch) @ A.T)[batch.index[0]], A) # (n, H*T)
+            step, here = net.I if seen else net.M + net.I, upload(places, net.device)
+            for part in (slice(i, i + step) for i in range(0, len(places), step)):
                 newcomers[:] = [patches[part]]
-                yield places[part][None].to(dev), logits[part.to(dev)].T[None]
+                yield here[part][None], logits[part].T[None]
     with numerics("float32"):
-        for top, selection in recurrence(arrivals(), net.M, net.mask if net.training else None, generator):
+        A = net.transf.crs_attn.score_matrix()
+        for top, selection in recurrence(arrivals(A), net.M, net.mask if net.training else None, generator):
             here = newcomers[0] if kept is None else torch.cat([kept, newcomers[0]])
             kept, seen = here[top[0].to(here.device)], seen + len(newcomers[0])
     if selection is None: raise ValueError("blocks: the stream has no patches")
@@ -91,7 +94,7 @@ def look_at(net: IPSNet, kept: Streamed) -> Output: # B = 1
     "Pool and classify the survivors of a stream: in train mode with gradient, in eval mode without."
     batch = compact(kept.patches[None].to(net.device))
     x = net.encode(batch.take(batch.index[0]))[None] if net.training else net.embed(batch)[batch.index]   # (1, M, D)
-    return net.pool(x + _code(net, kept.selection.index), kept.selection)
+    return net.pool(_with_position(net, kept.selection.index, x), kept.selection)
 
 @torch.no_grad()
 def predict_stream(
