@@ -34,6 +34,18 @@ def _check_torch():
         return "torch and torchvision fit together", True, detail, ""
     except Exception as e: return "torch and torchvision fit together", False, f"{type(e).__name__}: {e}", "python -m pip install --force-reinstall torch torchvision"
 
+def _check_precision():
+    "Nothing that can be wrong: what `precision=auto` means here, and why."
+    try:
+        import torch
+        from ips_repro.engine import bf16_instructions, resolved_precision
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        used = resolved_precision("auto", device)
+        has = f"the processor multiplies bfloat16 itself ({', '.join(bf16_instructions())})" if device == "cpu" else "the GPU has compute capability 8 or more"
+        lacks = "the processor has no bfloat16 instructions" if device == "cpu" else "the GPU has a compute capability below 8"
+        return f"precision 'auto' is {used}", True, has if used == "bf16" else lacks, ""
+    except Exception as e: return "precision 'auto'", False, f"{type(e).__name__}: {e}", "see the lines above"
+
 def _check_kernel():
     try:
         from jupyter_client.kernelspec import KernelSpecManager
@@ -66,7 +78,7 @@ def _check_parameter_cells():
 def cmd_doctor(args) -> int:
     "ips-repro doctor"
     v = sys.version_info
-    checks = [("Python 3.11 to 3.13", (3, 11) <= v < (3, 14), sys.version.split()[0], "install Python 3.11"), *_check_packages(), _check_kernel(), _check_writable(), _check_parameter_cells(), _check_torch(), _check_digits()]
+    checks = [("Python 3.11 to 3.13", (3, 11) <= v < (3, 14), sys.version.split()[0], "install Python 3.11"), *_check_packages(), _check_kernel(), _check_writable(), _check_parameter_cells(), _check_torch(), _check_precision(), _check_digits()]
     for what, ok, detail, fix in checks: print(f"{'ok ' if ok else 'BAD'}  {what}: {detail}" + ("" if ok else f"\n       fix: {fix}"))
     bad = sum(not ok for _, ok, _, _ in checks)
     print("this installation is sound" if not bad else f"{bad} of {len(checks)} checks failed")

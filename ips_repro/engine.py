@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'CAPS', 'Selection', 'keep_top', 'recurrence', 'arrivals', 'arriving_logits', 'replay', 'Captured',
-           'arrival_order', 'evaluating', 'Folded', 'native_bf16', 'resolved_precision', 'numerics', 'cap_memory',
-           'spare_bytes', 'default_chunk', 'embed_distinct']
+           'arrival_order', 'evaluating', 'Folded', 'native_bf16', 'bf16_instructions', 'resolved_precision',
+           'numerics', 'cap_memory', 'spare_bytes', 'default_chunk', 'embed_distinct']
 
 # %% ../nbs/02c_engine.ipynb #31c0ade1
 from concurrent.futures import ThreadPoolExecutor
@@ -183,10 +183,13 @@ def native_bf16(device) -> bool: # a torch device
     "Does this device multiply bfloat16 itself? On a CPU that takes AVX512-BF16, AMX or Arm's BF16 instructions, on a GPU compute capability 8."
     device = torch.device(device)
     if device.type == "cuda": return torch.cuda.get_device_capability(device)[0] >= 8
-    if device.type != "cpu": return False
+    return device.type == "cpu" and bool(bf16_instructions())
+
+def bf16_instructions() -> list[str]:
+    "The names of this processor's instructions that multiply bfloat16; none where the system does not tell (it is Linux that does)."
     try: words = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError: return False                                     # not Linux: nothing is promised
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    except OSError: return []
+    return sorted(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 def resolved_precision(precision: str, device) -> str: # one of `PRECISIONS`
     "`auto` as something definite: bf16 where the device multiplies it itself, else float32."

@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from statistics import median
 
 from .core import out_root, project_root, read_json
 from .experiments import EXPERIMENTS
@@ -21,6 +22,7 @@ from .reuse import twin, vacant
 from .runs import SUPERSEDED, parameters_hash, state, why_not_done
 from .sign_settings import SIGN_EXPERIMENTS
 from .slide_settings import SLIDE_EXPERIMENTS
+from .speed import recall
 
 # %% ../nbs/04g_plan.ipynb #cfde8b63
 PLANNED = EXPERIMENTS | SIGN_EXPERIMENTS | SLIDE_EXPERIMENTS | LINE_EXPERIMENTS # name of the folder under results/ -> experiment
@@ -32,7 +34,7 @@ def make_plan(
     digits: dict = {},      # what to ask of experiments on digits, as from `experiments.available_digits`
 ) -> list[dict]:            # id, notebook, given, folder, parameters, scale, cpu_minutes, gib
     "A line for every run of the experiments. `ParameterError` for an unknown one."
-    lines = []
+    lines, measured = [], {}
     for name in dict.fromkeys(experiments or PLANNED):
         if name not in PLANNED: raise ParameterError(f"experiment: {name!r} is none of {', '.join(PLANNED)}")
         e, notebook = PLANNED[name], f"nbs/{PLANNED[name].notebook}.ipynb"
@@ -40,6 +42,16 @@ def make_plan(
             folder = run_dir(e.family, name, run).relative_to(out_root())
             asked = {"scale": scale} | ({"digits": run["digits"]} if "digits" in run else {}) | given(e, run) # by name: nobody decides again
             lines.append({"id": line_id(notebook, e.asks | run), "notebook": notebook, "experiment": name, "given": asked, "folder": str(folder), "parameters": run, "scale": scale} | e.family.cost(run))
+            if minutes := recall(run): measured[lines[-1]["id"]] = minutes
+    return _timed(lines, measured)
+
+def _timed(lines, measured): # with the minutes that were measured here; the estimates of the others are scaled as those turned out
+    ratios = [measured[l["id"]] / l["cpu_minutes"] for l in lines if measured.get(l["id"]) and l["cpu_minutes"]]
+    factor = median(ratios) if ratios else 1.
+    for l in lines:
+        formula = l["cpu_minutes"] and l["cpu_minutes"] * factor
+        minutes = measured.get(l["id"], formula)
+        l |= {"cpu_minutes": minutes and round(minutes, 1), "measured": l["id"] in measured}
     return lines
 
 def line_id(notebook: str, parameters: dict) -> str: # 12 hex digits
@@ -106,6 +118,12 @@ def _error(folder):
     try: return read_json(folder/"status.json")["error"]
     except (OSError, ValueError, KeyError, TypeError): return "?"
 
+def _basis(lines): # what the minutes rest on
+    n = sum(l.get("measured", False) for l in lines)
+    if n == len(lines): return "* from batches that were timed on this machine, with nothing beside it; no GPU has been measured"
+    if n: return f"* from batches that were timed on this machine for {n} of the runs; the others estimated, scaled by those; no GPU has been measured"
+    return "* estimated from the parameters: none of these kinds of run was timed on this machine yet; no GPU has been measured"
+
 def table(lines: list[dict]) -> str:
     "The plan with what would happen to each line, and totals."
     acts = actions(lines)
@@ -114,4 +132,4 @@ def table(lines: list[dict]) -> str:
     left = [l for l, (a, _) in zip(lines, acts) if a in ("run", "resume")]
     hours = sum(l.get("cpu_minutes") or 0 for l in left) / 60
     counts = ", ".join(f"{sum(a == k for a, _ in acts)} {k}" for k in dict.fromkeys(a for a, _ in acts))
-    return "\n".join(["id            action   cpu min*    GiB*  folder", *rows, f"{len(lines)} runs: {counts}; left: {hours:.1f} h* on two CPU cores", "* estimated from the parameters; no GPU has been measured"])
+    return "\n".join(["id            action   cpu min*    GiB*  folder", *rows, f"{len(lines)} runs: {counts}; left: {hours:.1f} h* on two CPU cores", _basis(lines)])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'PRESETS', 'PUBLISHED_NOISE', 'BANK_SIZES', 'CHOICES', 'RANGES', 'AXES', 'SHORT', 'MFLOP_PER_PATCH',
-           'CPU_GFLOP_PER_S', 'MIB_PER_PATCH', 'TESTBED', 'reductions', 'variant', 'run_dir', 'check_values',
-           'canonical_o2i', 'cost', 'folder_name', 'resolve', 'bench_run']
+           'CPU_GFLOP_PER_S', 'MIB_PER_PATCH', 'INK', 'TESTBED', 'reductions', 'variant', 'run_dir', 'check_values',
+           'canonical_o2i', 'distinct_patches', 'cost', 'folder_name', 'resolve', 'bench_run']
 
 # %% ../nbs/01c_testbed.ipynb #cdb02de8
 import math
@@ -96,14 +96,20 @@ def _folder(run, special):
 
 # %% ../nbs/01c_testbed.ipynb #b8c7d3d0
 MFLOP_PER_PATCH = {"resnet18": 105, "resnet50": 570} # of 50x50 pixels: stem and two stages of a ResNet-18, a whole ResNet-50
-CPU_GFLOP_PER_S = 80    # two cores, as trained at quick scale
+CPU_GFLOP_PER_S = 200   # two cores with bf16 instructions, at quick scale
 MIB_PER_PATCH = 1.3     # activations of a 50x50 patch kept for the backward pass
+
+INK = {"bezier": 0.42, "line": 0.8} # side of a square that touches as many patches as a glyph's ink does, in sides of its box: fitted to canvases
+
+def distinct_patches(run: dict) -> float:
+    "How many patches of a canvas have something on them, about, and the blank one."
+    cells = lambda side: ((INK[run["noise_kind"]] * side + run["patch_size"] - 1) / run["stride"])**2 # that a glyph touches
+    touches = run["n_noise"] * cells(run["noise_size"]) + 5 * cells(run["digit_size"])
+    return 1 + run["n_patches"] * (1 - math.exp(-touches / run["n_patches"])) # some are touched several times
 
 def cost(run: dict) -> dict: # {"cpu_minutes": None for an encoder that was never timed, "gib"}
     "Expected minutes on two CPU cores, and memory, of a run of the testbed."
-    p, touched = run["patch_size"], lambda d: (d / run["patch_size"] + 1)**2
-    distinct = min(run["n_patches"], run["n_noise"] * touched(run["noise_size"]) + 5 * touched(run["digit_size"]) + 1)
-    M = min(run["M"], run["n_patches"])
+    p, M, distinct = run["patch_size"], min(run["M"], run["n_patches"]), distinct_patches(run)
     tests = math.ceil(run["n_epochs"] / run["eval_every"])
     patches = run["n_epochs"] * run["n_train"] * (distinct + (1 if run["frozen"] else 3) * M) + tests * run["n_test"] * (distinct + M)
     mflop = MFLOP_PER_PATCH.get(run["backbone"].partition(".")[0])

@@ -10,7 +10,6 @@ __all__ = ['choose', 'device_name', 'determinism', 'flat_row', 'summarise', 'sta
 import hashlib
 import itertools
 import os
-import platform
 import time
 from contextlib import contextmanager
 from importlib.resources import files
@@ -24,6 +23,7 @@ from .core import out_root, read_json, write_atomic
 from .limits import check_time, give_way
 from .params import ParameterError
 from .progress import Progress, duration
+from .speed import cpu_model, remember
 from .runs import Finished, Run, check_free, is_done, parameters_hash, state, why_not_done
 from .trainer import restore_trainer, tested, trainer_state
 
@@ -36,13 +36,9 @@ def choose(device: str, scale: str) -> tuple[str, str]: # device, scale
     if scale == "auto": scale = "smoke" if os.environ.get("IN_TEST") else "paper" if device.startswith("cuda") else "quick"
     return device, scale
 
-def _cpu_model():
-    try: return next(l.partition(":")[2].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name"))
-    except (OSError, StopIteration): return platform.processor() or platform.machine()
-
 def device_name(device: str) -> str:
     "The device by its own name: the GPU's, or the processor's and the number of threads."
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{_cpu_model()}, {torch.get_num_threads()} threads" if device == "cpu" else device
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{cpu_model()}, {torch.get_num_threads()} threads" if device == "cpu" else device
 
 # %% ../nbs/04_training_run.ipynb #a29e47a1
 @contextmanager
@@ -186,13 +182,15 @@ def seconds_per_image(trainer) -> tuple[float, float]: # training, testing
     return timed(trainer.learn, trainer.train), timed(trainer.evaluate, trainer.test)
 
 def estimate_seconds(runs: list[dict], make) -> float: # runs; run -> Trainer
-    "Expected seconds for all `runs` together, from a batch of each kind of run."
+    "Expected seconds for all `runs` together, from a batch of each kind of run; remembered for plans."
     total, measured = 0., {}
     for run in runs:
         key = str({k: v for k, v in run.items() if k not in ("seed", "n_epochs")})
         if key not in measured:
             trainer = make(run)
-            measured[key] = len(trainer.train), len(trainer.test), *seconds_per_image(trainer)
+            counts = len(trainer.train), len(trainer.test)
+            measured[key] = *counts, *seconds_per_image(trainer)
+            if trainer.net.device.type == "cpu": remember(run, counts[0] * measured[key][2], counts[1] * measured[key][3])
         n_train, n_test, train, test = measured[key]
         tests = sum(tested(e, run["n_epochs"], run["eval_every"]) for e in range(1, run["n_epochs"] + 1))
         total += run["n_epochs"] * n_train * train + tests * n_test * test
