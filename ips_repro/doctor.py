@@ -34,6 +34,7 @@ def _check_torch():
         return "torch and torchvision fit together", True, detail, ""
     except Exception as e: return "torch and torchvision fit together", False, f"{type(e).__name__}: {e}", "python -m pip install --force-reinstall torch torchvision"
 
+# %% ../nbs/89_doctor.ipynb #85fd24c1
 def _check_precision():
     "Nothing that can be wrong: what `precision=auto` means here, and why."
     try:
