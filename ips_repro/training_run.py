@@ -90,6 +90,7 @@ def _flat_rows(rows, n_epochs): # as they stood in metrics.csv
     spent = itertools.accumulate(r["seconds"] for r in rows)
     return [flat_row(r, s / r["epoch"] * (n_epochs - r["epoch"])) for r, s in zip(rows, spent)]
 
+# %% ../nbs/04_training_run.ipynb #52486a4b
 SECONDS_APART = 10 # of checkpoints on a GPU, where an epoch may take hardly longer than to write one
 
 def checkpoint_due(device: str, seconds: float, last: bool) -> bool: # since the one before; is it the last epoch?
