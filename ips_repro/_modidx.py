@@ -253,6 +253,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                       'ips_repro.experiment.Patched.__len__': ( 'experiment.html#patched.__len__',
                                                                                 'ips_repro/experiment.py'),
                                       'ips_repro.experiment.Patched._paint': ('experiment.html#patched._paint', 'ips_repro/experiment.py'),
+                                      'ips_repro.experiment.Patched._painted': ( 'experiment.html#patched._painted',
+                                                                                 'ips_repro/experiment.py'),
                                       'ips_repro.experiment.Patched.batch': ('experiment.html#patched.batch', 'ips_repro/experiment.py'),
                                       'ips_repro.experiment._standing': ('experiment.html#_standing', 'ips_repro/experiment.py'),
                                       'ips_repro.experiment.check_backbones': ( 'experiment.html#check_backbones',

@@ -46,6 +46,7 @@ class Measured:
     def __init__(self, engine: str, run: dict, device: str):
         definition = {"precision": "float32"} if engine == "reference" else {}
         self.run, self.device, self.trainer = run, device, make_trainer(run | {"engine": engine} | definition, device)
+        self.trainer.train.room = 0  # every round makes its patches, as the first epoch does; later ones have them
         self.trainer.lr = 0.         # a step costs what it costs, and leaves the weights: every round times the same network
         self.net, self.idle_mib = self.trainer.net.train(), peak_memory_mib(device)
 

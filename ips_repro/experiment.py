@@ -46,9 +46,11 @@ class Patched:
 
     def __len__(self): return len(self.canvases)
 
+    def _painted(self, indices): # all anew
+        return self.canvases.patch_batch(indices, self.patch_size, self.stride, self.paint_on).to(self.device)
+
     def _paint(self, indices): # canvas -> its patches, kept where there is room
-        batch = self.canvases.patch_batch(indices, self.patch_size, self.stride, self.paint_on)
-        painted = dict(zip(indices, split_images(batch.to(self.device))))
+        painted = dict(zip(indices, split_images(self._painted(indices))))
         for i, image in painted.items():
             size = image.values.nbytes + image.index.nbytes
             if size <= self.room: self.kept[i], self.room = image, self.room - size
@@ -56,6 +58,7 @@ class Patched:
 
     def batch(self, indices) -> PatchBatch:
         if self.room is None: self.room = spare_bytes(self.device)
+        if not (self.room or self.kept): return self._painted(indices)
         missing = [i for i in dict.fromkeys(indices) if i not in self.kept]
         images = self.kept | (self._paint(missing) if missing else {})
         return join_images([images[i] for i in indices])
