@@ -76,7 +76,7 @@ def measure_stages(scale: str, device: str, redo: bool = False, **setting) -> di
 # %% ../nbs/04d_scaling.ipynb #3e6fb961
 @torch.no_grad()
 def _select_at(trainer, precision):
-    net, run = trainer.net.eval(), []
+    net = trainer.net.eval()
     net.precision = precision
     batch = trainer.test.batch(range(len(trainer.test)))
     return net.select(batch).index.tolist(), net.predict(batch)
@@ -92,7 +92,7 @@ def precision_effect(run: dict, device: str) -> dict:
 
 def measure_precision(scale: str, device: str, redo: bool = False) -> dict:
     "`precision_effect` of a short run, kept."
-    small = {"n_train": 16, "n_epochs": 1} if scale == "smoke" else {"n_train": 1000, "n_epochs": 4}
+    small = {"n_train": 16, "n_epochs": 4} if scale == "smoke" else {"n_train": 1000, "n_epochs": 4}
     run = resolve({"o2i": 0.13, "precision": "float32", "n_test": 100 if scale != "smoke" else 4} | small, "smoke" if scale == "smoke" else "quick")[0]
     return _measured("precision", run, scale, device, redo, lambda: precision_effect(run, device))
 
