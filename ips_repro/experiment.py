@@ -9,6 +9,9 @@ __all__ = ['TASKS', 'Patched', 'make_data', 'make_net', 'make_terms', 'make_trai
 # %% ../nbs/04a_experiment.ipynb #ac9620d9
 import time
 
+import numpy as np
+import torch
+
 from .core import child_seed, generator, out_root, seed_libraries, write_csv
 from .diagnosis import diagnose
 from .encoders import make_encoder
@@ -21,7 +24,7 @@ from .losses import DiversityLoss, SemanticLoss, TaskLoss
 from .masking import STKIM
 from .megapixel_mnist import MegapixelMNIST, load_digits
 from .params import ParameterError
-from .patches import PatchBatch, join_images, split_images
+from .patches import PatchBatch, box_shares, join_images, split_images, upload
 from .reuse import copied
 from .testbed import DEFAULTS, run_dir
 from .trainer import Trainer
@@ -40,7 +43,9 @@ class Patched:
         device="cpu",         # where the patches are wanted
         paint_on=None,        # where they are painted; None: there, too
         room: int|None = None,# bytes to keep patches in; None: `spare_bytes` when the first are asked for
+        tell_wanted=False,    # do batches say where the digits are?
     ):
+        self.tell_wanted = tell_wanted
         self.canvases, self.patch_size, self.stride, self.labels = canvases, patch_size, stride, canvases.labels
         self.device, self.paint_on, self.room, self.kept = device, paint_on or device, room, {}
 
@@ -58,10 +63,19 @@ class Patched:
 
     def batch(self, indices) -> PatchBatch:
         if self.room is None: self.room = spare_bytes(self.device)
-        if not (self.room or self.kept): return self._painted(indices)
+        patches = self._joined(indices) if self.room or self.kept else self._painted(indices)
+        return patches._replace(wanted=upload(self.wanted(indices), self.device)) if self.tell_wanted else patches
+
+    def _joined(self, indices):
         missing = [i for i in dict.fromkeys(indices) if i not in self.kept]
         images = self.kept | (self._paint(missing) if missing else {})
         return join_images([images[i] for i in indices])
+
+    def wanted(self, indices) -> torch.Tensor: # (B, N) float32
+        "How much of the digits each patch shows: the shares of their boxes, added up."
+        canvases = self.canvases
+        shares = [box_shares(canvases.digit_pos[i], canvases.digit_size, canvases.shape, self.patch_size, self.stride) for i in indices]
+        return torch.from_numpy(np.stack(shares))
 
 # %% ../nbs/04a_experiment.ipynb #4bab6596
 def make_data(run: dict, train: bool, device="cpu") -> Patched:
@@ -69,7 +83,7 @@ def make_data(run: dict, train: bool, device="cpu") -> Patched:
     ds = MegapixelMNIST(load_digits(run["digits"], train, run["n_digits"] if train else 0), run["n_train"] if train else run["n_test"], run["canvas"], run["digit_size"], run["n_noise"],
                         run["noise_size"], run["noise_thickness"], run["noise_kind"], run["stroke"], run["seed"], train)
     paint_on = "cpu" if run["determinism"] == "deterministic" else device # painting on a GPU adds in any order
-    return Patched(ds, run["patch_size"], run["stride"], device, paint_on)
+    return Patched(ds, run["patch_size"], run["stride"], device, paint_on, tell_wanted=run["selector"] == "oracle")
 
 def make_net(run: dict, device) -> IPSNet:
     "The untrained network of a run; the seed decides its weights."
@@ -78,7 +92,7 @@ def make_net(run: dict, device) -> IPSNet:
     shuffle = None if run["shuffle"] == "none" else run["shuffle"]
     encoder = make_encoder(run["backbone"], run["pretrained"], run["frozen"], 1, run["patch_size"])
     return IPSNet(encoder, TASKS, run["M"], run["I"], run["n_patches"], shuffle=shuffle, mask=mask, engine=run["engine"],
-                  precision=resolved_precision(run["precision"], device)).to(device)
+                  precision=resolved_precision(run["precision"], device), selector=run["selector"]).to(device)
 
 def make_terms(run: dict) -> list:
     "The losses of a run."

