@@ -148,8 +148,9 @@ def _narrowed(e, axes, scale): # the blocks of a grid with, of each axis, the va
 # %% ../nbs/00h_family.ipynb #00f961d4
 def given(e: Experiment, run: dict) -> dict: # parameter -> value
     "What to ask of the experiment's notebook to get this run and no other."
-    names = dict.fromkeys((*e.family.axes, *(k for block in e.grids[run["scale"]] for k in block), *variant(e.family, run)))
-    return e.asks | {k: run[k] for k in names if k not in e.family.follows(run, run["scale"])}
+    in_blocks = [k for block in e.grids[run["scale"]] for k in block] # said even where it follows: another block may have another value
+    names = dict.fromkeys((*e.family.axes, *in_blocks, *variant(e.family, run)))
+    return e.asks | {k: run[k] for k in names if k in in_blocks or k not in e.family.follows(run, run["scale"])}
 
 def command(e: Experiment, run: dict) -> str:
     "What to paste to get this run and no other."

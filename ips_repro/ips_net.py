@@ -121,6 +121,10 @@ class PatchEncoder(Remembering):
         if self.chunk or fitted < default_chunk(batch.values): self.chunk = fitted # memory ran out: the next batch starts lower
         return distinct
 
+    def position(self, N: int) -> Tensor: # (N, D)
+        "The position code of N patches (zeros without `use_position`)."
+        return self._cached("position", (N, self.use_position, self.device), lambda: (sinusoid(N, self.encoder.D) * self.use_position).to(self.device))
+
     def prepare(self, patches): # dense (B, N, C, p, p) tensor or `PatchBatch` -> what the engine works on, on its device
         "Distinct patches for the fast engine, all of them for the reference; uint8 becomes [0, 1]. `ValueError` if N is not what the network was made for."
         batch = compact(patches).to(self.device) if self.engine == "fast" or isinstance(patches, PatchBatch) else patches.to(self.device)
@@ -135,10 +139,6 @@ class PatchSelector(PatchEncoder):
     M = property(lambda self: self._M, lambda self, v: setattr(self, "_M", _at_least_one("M", v)))
     I = property(lambda self: self._I, lambda self, v: setattr(self, "_I", _at_least_one("I", v)))
     selector = property(lambda self: self._selector, lambda self, v: setattr(self, "_selector", _one_of("selector", v, SELECTORS)))
-
-    def position(self, N: int) -> Tensor: # (N, D)
-        "The position code of N patches (zeros without `use_position`)."
-        return self._cached("position", (N, self.use_position, self.device), lambda: (sinusoid(N, self.encoder.D) * self.use_position).to(self.device))
 
     def order(self, B: int, N: int, generator=None) -> Tensor: # (B, N) int64
         "The order in which patches arrive. Prediction without a generator starts from a fixed seed, so that it is repeatable."

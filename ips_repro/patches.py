@@ -56,6 +56,7 @@ class PatchBatch(NamedTuple):
         wanted = None if self.wanted is None else upload(self.wanted, device)
         return PatchBatch(upload(self.values, device), upload(self.index, device), wanted)
 
+# %% ../nbs/01a_patches.ipynb #56f38b60
 def compact(
     patches, # (B, N, ...) tensor, or a `PatchBatch`, returned as it is
 ) -> PatchBatch:

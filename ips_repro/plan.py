@@ -18,6 +18,7 @@ from .experiments import EXPERIMENTS
 from .family import experiment_runs, given, run_dir
 from .line_settings import LINE_EXPERIMENTS
 from .params import ParameterError
+from .quick_scale import turn
 from .reuse import twin, vacant
 from .runs import SUPERSEDED, parameters_hash, state, why_not_done
 from .sign_settings import SIGN_EXPERIMENTS
@@ -33,7 +34,7 @@ def make_plan(
     scale: str = "paper",
     digits: dict = {},      # what to ask of experiments on digits, as from `experiments.available_digits`
 ) -> list[dict]:            # id, notebook, given, folder, parameters, scale, cpu_minutes, gib
-    "A line for every run of the experiments. `ParameterError` for an unknown one."
+    "A line for every run of the experiments; at quick scale those that a claim is about first. `ParameterError` for an unknown one."
     lines, measured = [], {}
     for name in dict.fromkeys(experiments or PLANNED):
         if name not in PLANNED: raise ParameterError(f"experiment: {name!r} is none of {', '.join(PLANNED)}")
@@ -43,6 +44,7 @@ def make_plan(
             asked = {"scale": scale} | ({"digits": run["digits"]} if "digits" in run else {}) | given(e, run) # by name: nobody decides again
             lines.append({"id": line_id(notebook, e.asks | run), "notebook": notebook, "experiment": name, "given": asked, "folder": str(folder), "parameters": run, "scale": scale} | e.family.cost(run))
             if minutes := recall(run): measured[lines[-1]["id"]] = minutes
+    if scale == "quick": lines.sort(key=lambda line: turn(line["experiment"], line["parameters"]))
     return _timed(lines, measured)
 
 def _timed(lines, measured): # with the minutes that were measured here; the estimates of the others are scaled as those turned out
@@ -58,6 +60,7 @@ def line_id(notebook: str, parameters: dict) -> str: # 12 hex digits
     "The name of a line: a hash of its notebook and all its parameters."
     return hashlib.sha256(json.dumps([notebook, parameters], sort_keys=True).encode()).hexdigest()[:12]
 
+# %% ../nbs/04g_plan.ipynb #e38eb61d
 def read_plan(path: str|Path) -> list[dict]:
     "The lines of a JSON file as `ips-repro plan --json` writes it. `ParameterError` names the file and what is wrong."
     try: lines = read_json(path)

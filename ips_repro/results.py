@@ -37,7 +37,8 @@ def _row(experiment, folder):
     held = read_json(folder/"summary.json").get("selection", {})
     why = {f"{reason}_{t}": counts[reason] / held["n"] for t, counts in held.get("errors", {}).items() for reason in ("not_selected", "misread")}
     acc = {f"{part}_{t}": float(v["accuracy"]) for part in ("train", "test") for t, v in final[part].items() if t != "loss"}
-    return run | acc | {k: held.get(k) for k in SELECTION} | why | {"device": manifest["device"], "reduced": reduced(experiment, run), "variant": changed(experiment, run), "folder": str(folder)}
+    return run | acc | {k: held.get(k) for k in SELECTION} | why | {"device": manifest["device"], "reduced": reduced(experiment, run), "variant": changed(experiment, run),
+                                           "quick_scale": manifest.get("quick_scale"), "folder": str(folder)}
 
 # %% ../nbs/04b_results.ipynb #6d5fb715
 def finished_runs(
@@ -117,8 +118,9 @@ def published_points(experiment: str) -> pd.DataFrame:
 SOURCES = {"published": "published", "paper": "ours", "quick": "ours, quick scale", "smoke": "ours, smoke test"}
 
 def source_name(run) -> str: # "ours, quick scale, M 60"
-    "Whose a run (a row of `read_runs`) is, and at which scale; runs in another setting are another source."
-    return ", ".join([SOURCES[run.scale], *(f"{k} {v}" for k, v in run.variant.items())])
+    "Whose a run (a row of `read_runs`) is, and at which scale; runs in another setting, and those of a bound, are another source."
+    bound = [] if run.selector == "ips" else [f"{run.selector} selection"]
+    return ", ".join([SOURCES[run.scale], *bound, *(f"{k} {v}" for k, v in run.variant.items() if k != "selector")])
 
 def long_table(
     ours: pd.DataFrame,      # from `read_runs`; may be empty
