@@ -235,6 +235,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'ips_repro.engine.arrivals': ('engine.html#arrivals', 'ips_repro/engine.py'),
                                   'ips_repro.engine.arriving_logits': ('engine.html#arriving_logits', 'ips_repro/engine.py'),
                                   'ips_repro.engine.bf16_instructions': ('engine.html#bf16_instructions', 'ips_repro/engine.py'),
+                                  'ips_repro.engine.bf16_pays': ('engine.html#bf16_pays', 'ips_repro/engine.py'),
                                   'ips_repro.engine.cap_memory': ('engine.html#cap_memory', 'ips_repro/engine.py'),
                                   'ips_repro.engine.default_chunk': ('engine.html#default_chunk', 'ips_repro/engine.py'),
                                   'ips_repro.engine.embed_distinct': ('engine.html#embed_distinct', 'ips_repro/engine.py'),

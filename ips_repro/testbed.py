@@ -99,7 +99,7 @@ def _folder(run, special):
 
 # %% ../nbs/01c_testbed.ipynb #b8c7d3d0
 MFLOP_PER_PATCH = {"resnet18": 105, "resnet50": 570} # of 50x50 pixels: stem and two stages of a ResNet-18, a whole ResNet-50
-CPU_GFLOP_PER_S = 200   # two cores with bf16 instructions, at quick scale
+CPU_GFLOP_PER_S = 300   # two cores with bf16 instructions, at quick scale
 MIB_PER_PATCH = 1.3     # activations of a 50x50 patch kept for the backward pass
 
 INK = {"bezier": 0.42, "line": 0.8} # side of a square that touches as many patches as a glyph's ink does, in sides of its box: fitted to canvases
