@@ -35,9 +35,10 @@ def _row(experiment, folder):
     manifest, final = read_manifest(folder), read_json(folder/"summary.json")["final"]
     run = as_made(manifest, DEFAULTS)
     held = read_json(folder/"summary.json").get("selection", {})
+    bound = {} if run["selector"] == "ips" else {"selector": run["selector"]} # planned, and yet never to be taken for a plain run
     why = {f"{reason}_{t}": counts[reason] / held["n"] for t, counts in held.get("errors", {}).items() for reason in ("not_selected", "misread")}
     acc = {f"{part}_{t}": float(v["accuracy"]) for part in ("train", "test") for t, v in final[part].items() if t != "loss"}
-    return run | acc | {k: held.get(k) for k in SELECTION} | why | {"device": manifest["device"], "reduced": reduced(experiment, run), "variant": changed(experiment, run),
+    return run | acc | {k: held.get(k) for k in SELECTION} | why | {"device": manifest["device"], "reduced": reduced(experiment, run), "variant": bound | changed(experiment, run),
                                            "quick_scale": manifest.get("quick_scale"), "folder": str(folder)}
 
 # %% ../nbs/04b_results.ipynb #6d5fb715
@@ -119,8 +120,8 @@ SOURCES = {"published": "published", "paper": "ours", "quick": "ours, quick scal
 
 def source_name(run) -> str: # "ours, quick scale, M 60"
     "Whose a run (a row of `read_runs`) is, and at which scale; runs in another setting, and those of a bound, are another source."
-    bound = [] if run.selector == "ips" else [f"{run.selector} selection"]
-    return ", ".join([SOURCES[run.scale], *bound, *(f"{k} {v}" for k, v in run.variant.items() if k != "selector")])
+    words = [f"{v} selection" if k == "selector" else f"{k} {v}" for k, v in run.variant.items()]
+    return ", ".join([SOURCES[run.scale], *words])
 
 def long_table(
     ours: pd.DataFrame,      # from `read_runs`; may be empty
