@@ -17,7 +17,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 
-from .change import SAME, Change, mean_of
+from .change import SAME, Change, Mean, mean_of
 from .compare import bands, compare_all
 from .core import project_root, read_csv, scale_dir, write_atomic
 from .curves import curves_text
@@ -218,7 +218,7 @@ def standing_text() -> str: # markdown
     if begun: text += f" Begun at `paper` scale, and not finished: {'; '.join(map(how_far, begun))}."
     planned = make_plan(EXPERIMENTS, "quick")
     done = sum(action(line)[0] == "reuse" for line in planned)
-    if done < len(planned): text += f" Of the {len(planned)} runs on digits that `quick` has, {done} are done since that scale was fixed; the others are being made anew."
+    if done < len(planned): text += f" Of the {len(planned)} runs on digits that `quick` has, {done} are done; the others are being made anew."
     if n := len(old) + len(old_quick): text += f" Superseded: {_runs(n)}, trained before training was exactly the published one. They are shown in no figure and counted for no claim, and are being made anew; `ips-repro plan --scale quick` lists them."
     return text
 
