@@ -17,7 +17,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 
-from .change import SAME, Change, Mean, mean_of
+from .change import SAME, Change, mean_of
 from .compare import bands, compare_all
 from .core import project_root, read_csv, scale_dir, write_atomic
 from .curves import curves_text
@@ -26,7 +26,7 @@ from .family import RECIPE, counted_as, experiment_runs, reduction_text
 from .line_results import line_row, published_line_runs
 from .line_settings import LINE_GUIDED
 from .plan import PLANNED, action, make_plan
-from .quick_scale import quick_scale, quick_scale_sha256, setting
+from .quick_scale import quick_scale, setting
 from .results import SETTING, TASK_NAMES, finished_runs, published_points, read_runs
 from .runs import as_made, read_manifest, state
 from .sign_results import published_signs, sign_row
@@ -66,7 +66,6 @@ def our_table(experiment: str, scale: str, asked: dict = {}) -> pd.DataFrame: # 
     if not len(table): return table
     planned = {counted_as(e.family, r) for r in experiment_runs(e, asked, scale)}
     table = table.assign(n=table["n" if "n" in table else "n_test"])[[key in planned for key in table.counted_as]]
-    if experiment in EXPERIMENTS and scale == "quick": table = table[table.quick_scale == quick_scale_sha256()]
     if "selector" in table: table = table[table.selector == "ips"] # no claim is about the bounds
     return table
 

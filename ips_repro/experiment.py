@@ -25,7 +25,6 @@ from .masking import STKIM
 from .megapixel_mnist import MegapixelMNIST, load_digits
 from .params import ParameterError
 from .patches import PatchBatch, box_shares, join_images, split_images, upload
-from .quick_scale import quick_scale_sha256
 from .reuse import copied
 from .testbed import DEFAULTS, run_dir
 from .trainer import Trainer
@@ -135,7 +134,6 @@ def train_run(run: dict, experiment: str, notebook: str, device: str, redo: bool
         write_csv(folder/"selected_patches.csv", selected_patches(trainer.test, cells, scores))
         return {"selection": found}
     facts = dict(scale=run["scale"], digits=run["digits"], **_standing(run, experiment, notebook))
-    if run["scale"] == "quick": facts["quick_scale"] = quick_scale_sha256()
     title = f"O2I {run['o2i']:g} %, n = {run['n_train']}, seed {run['seed']}"
     return train_into(run_dir(experiment, run), run, lambda on_step: make_trainer(run, device, on_step), finish, title, device, redo, DEFAULTS, **facts)
 

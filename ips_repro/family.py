@@ -38,6 +38,7 @@ class Family(NamedTuple):
     follows: Callable = lambda run, scale: set() # parameters that merely follow from others in this run
     unimportant: tuple = ("eval_every", "precision", "determinism", "engine") # how a run is computed and observed, not what is learnt
     cost: Callable = lambda run: {"cpu_minutes": None, "gib": None} # expected, on two CPU cores
+    fixed: dict = {}         # scale -> what every run of that scale carries besides: with which file the scale was fixed
     prepare: Callable = lambda values: values # request -> the same with paths made absolute; `ParameterError` for one that is not there
 
 class Experiment(NamedTuple):
@@ -69,7 +70,7 @@ def complete_run(family: Family, point: dict, scale: str) -> dict:
     "One run: the defaults, then the scale's values, then what was asked for, then what follows."
     asked = {k: v for k, v in point.items() if v is not None}
     preset = {k: v[0] if isinstance(v, list) else v for k, v in family.presets[scale].items()}
-    return family.complete(family.defaults | preset | asked, set(asked)) | {"scale": scale}
+    return family.complete(family.defaults | preset | asked, set(asked)) | {"scale": scale} | family.fixed.get(scale, {})
 
 def resolve(
     family: Family,

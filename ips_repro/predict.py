@@ -30,6 +30,7 @@ def load_run(folder: str|Path, device: str = "cpu") -> tuple[IPSNet, dict]:
     manifest, weights = read_manifest(folder), folder/"weights.safetensors"
     run, was = as_made(manifest, DEFAULTS), manifest["outputs"].get(weights.name)
     if manifest.get("parameters_sha256") != parameters_hash(manifest["parameters"]): raise ValueError(f"{folder}/manifest.json is not what the run wrote: its parameters do not have their SHA-256")
+    if run["selector"] != "ips": raise ValueError(f"{folder}: selector: a run with {run['selector']!r} has not learnt to select, so it cannot look at other images")
     if not weights.is_file(): raise FileNotFoundError(f"{weights}: the weights of this run are not here; it is repeated by: {manifest.get('command', 'ips-repro run')}")
     if was != sha256(weights): raise ValueError(f"{weights} is not what the run wrote: its SHA-256 is not the manifest's")
     as_tested = {"precision": manifest.get("precision", run["precision"]), "pretrained": False} # its own weights come below

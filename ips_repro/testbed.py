@@ -18,7 +18,7 @@ from .core import SCALES
 from .family import RECIPE, Family, Like
 from .geometry import canvas_shape, check_room, digit_size_for, exact_o2i, grid_shape, label_size, PUBLISHED_O2I
 from .params import ParameterError
-from .quick_scale import quick_scale
+from .quick_scale import quick_scale, quick_scale_sha256
 
 # %% ../nbs/01c_testbed.ipynb #2ae2afe0
 DEFAULTS = dict( # every parameter of a run, at its published value; None = taken from the scale
@@ -124,7 +124,8 @@ def cost(run: dict) -> dict: # {"cpu_minutes": None for an encoder that was neve
 def _prepare(values): # `auto` is what the scale has
     return {k: v for k, v in values.items() if (k, v) != ("digits", "auto")}
 
-TESTBED = Family(DEFAULTS, PRESETS, _complete, _folder, CHOICES, RANGES, AXES, {}, _follows, cost=cost, prepare=_prepare)
+TESTBED = Family(DEFAULTS, PRESETS, _complete, _folder, CHOICES, RANGES, AXES, {}, _follows, cost=cost, prepare=_prepare,
+                 fixed={"quick": {"quick_scale": quick_scale_sha256()}})
 reductions, variant, run_dir = (partial(f, TESTBED) for f in (family.reductions, family.variant, family.run_dir))
 
 def folder_name(run: dict) -> str:
