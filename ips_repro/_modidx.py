@@ -734,6 +734,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'ips_repro.runs.versions': ('runs.html#versions', 'ips_repro/runs.py'),
                                 'ips_repro.runs.why_not_done': ('runs.html#why_not_done', 'ips_repro/runs.py')},
             'ips_repro.scaling': { 'ips_repro.scaling._final_and_curve': ('scaling.html#_final_and_curve', 'ips_repro/scaling.py'),
+                                   'ips_repro.scaling._limit': ('scaling.html#_limit', 'ips_repro/scaling.py'),
                                    'ips_repro.scaling._long': ('scaling.html#_long', 'ips_repro/scaling.py'),
                                    'ips_repro.scaling._measured': ('scaling.html#_measured', 'ips_repro/scaling.py'),
                                    'ips_repro.scaling._select_at': ('scaling.html#_select_at', 'ips_repro/scaling.py'),

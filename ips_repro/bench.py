@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .core import generator
 from .encoders import resnet_encoder
-from .engine import Folded, numerics
+from .engine import Folded, native_bf16, numerics
 from .experiment import make_data, make_net, make_trainer
 from .losses import weighted_terms
 from .testbed import bench_run
@@ -182,18 +182,33 @@ def bench_text(result: dict) -> str:
     return "\n".join(lines)
 
 # %% ../nbs/04c_bench.ipynb #ff210ded
-def stages(device: str = "cpu", repeats: int = 3, **setting) -> dict: # name -> seconds per image
-    "Embedding as the definition does it, then with channels-last weights, with folded batch norms, with each distinct patch once and in chunks that suit the device."
+def stages(
+    device: str = "cpu",
+    repeats: int = 3,
+    **setting, # of `bench_run`
+) -> dict: # name -> seconds per image
+    """Embedding as the definition does it, then with channels-last weights, with folded batch norms, and with each distinct patch once in chunks that suit the device.
+
+    The last step is bfloat16; it is left out where the device does not multiply it natively."""
     run = bench_run(**setting)
     plain, fast = (make_net(run | {"engine": e}, device).eval() for e in ("reference", "fast"))
     batch = make_data(run, True, device).batch(range(run["batch_size"])).to(device)
     dense, folded = batch.dense().flatten(0, 1), Folded(fast.encoder).refresh().eval()
     def every(encode): # all patches, in the portions in which the iterations meet them
         for x in dense.split(run["batch_size"] * run["I"]): encode(x)
-    ways = {"definition": lambda: every(plain.encode), "channels last": lambda: every(fast.encode),
-            "folded batch norms": lambda: every(lambda x: fast.encode(x, folded)), "distinct patches once": lambda: fast.embed(batch)}
+    ways = {
+        "definition": (run["precision"], lambda: every(plain.encode)),
+        "channels last": (run["precision"], lambda: every(fast.encode)),
+        "folded batch norms": (run["precision"], lambda: every(lambda x: fast.encode(x, folded))),
+        "distinct patches once": (run["precision"], lambda: fast.embed(batch)),
+    }
+    if native_bf16(device):
+        rough = make_net(run | {"precision": "bf16"}, device).eval()
+        ways["in bfloat16"] = "bf16", lambda: rough.embed(batch)
     seconds = {name: [] for name in ways}
-    with torch.no_grad(), numerics(run["precision"]):
+    with torch.no_grad():
         for _ in range(repeats + 1):
-            for name, do in ways.items(): seconds[name].append(timed(do, device)[0] / run["batch_size"])
+            for name, (precision, do) in ways.items():
+                with numerics(precision): seconds[name].append(timed(do, device)[0] / run["batch_size"])
     return {name: median(s[1:]) for name, s in seconds.items()}
+
