@@ -69,13 +69,13 @@ def restore(folder):
 def checks():
     "Name -> what it found; those that must hold come first, and stop everything if they do not."
     import torch
-    from ips_repro.bench import stir
-    from ips_repro.core import generator
-    from ips_repro.engine import Captured, arrival_order, replay
-    from ips_repro.experiment import make_data, make_net, make_trainer
+    from ips_repro.bench.timing import stir
+    from ips_repro.base.core import generator
+    from ips_repro.ips.engine import Captured, arrival_order, replay
+    from ips_repro.digits.training import make_data, make_net, make_trainer
     from ips_repro.megapixel_mnist import MegapixelMNIST, load_digits
-    from ips_repro.testbed import resolve
-    from ips_repro.training_run import determinism, device_name
+    from ips_repro.digits.settings import resolve
+    from ips_repro.train.session import determinism, device_name
 
     def canvases():
         ds = MegapixelMNIST(load_digits("mnist", True), 1000, 3000, 112, 200, seed=0, train=True)
@@ -131,10 +131,10 @@ def checks():
 
 def times():
     "Seconds an image, training and test, of the paper's first run in every precision."
-    from ips_repro.engine import PRECISIONS
-    from ips_repro.experiment import make_trainer
-    from ips_repro.testbed import resolve
-    from ips_repro.training_run import seconds_per_image
+    from ips_repro.ips.engine import PRECISIONS
+    from ips_repro.digits.training import make_trainer
+    from ips_repro.digits.settings import resolve
+    from ips_repro.train.session import seconds_per_image
     found = {}
     for precision in (p for p in PRECISIONS if DEVICE == "cuda" or p != "tf32"):
         asked = dict(o2i=0.008, n_train=16, n_test=16, precision=precision) | (SMALLER | {"precision": precision} if TINY else {})
@@ -145,8 +145,8 @@ def times():
 
 # ---- runs until the time is up
 def run_of(text): # "Experiment:name=value,..." -> (experiment, run)
-    from ips_repro.experiments import EXPERIMENTS, experiment_runs
-    from ips_repro.testbed import DEFAULTS
+    from ips_repro.digits.experiments import EXPERIMENTS, experiment_runs
+    from ips_repro.digits.settings import DEFAULTS
     name, _, words = text.partition(":")
     if name not in EXPERIMENTS: raise SystemExit(f"{text}: the experiment is none of {', '.join(EXPERIMENTS)}")
     def value(word):
@@ -160,9 +160,9 @@ def run_of(text): # "Experiment:name=value,..." -> (experiment, run)
     return name, runs[0]
 
 def train_one(text):
-    from ips_repro.experiment import train_run
-    from ips_repro.experiments import EXPERIMENTS
-    from ips_repro.runs import Finished
+    from ips_repro.digits.training import train_run
+    from ips_repro.digits.experiments import EXPERIMENTS
+    from ips_repro.runs.folder import Finished
     name, run = run_of(text)
     try: train_run(run, name, EXPERIMENTS[name].notebook, DEVICE)
     except Finished: log("done before:", text)
