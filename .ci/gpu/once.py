@@ -134,7 +134,7 @@ def times():
     from ips_repro.ips.engine import PRECISIONS
     from ips_repro.digits.training import make_trainer
     from ips_repro.digits.settings import resolve
-    from ips_repro.train.session import seconds_per_image
+    from ips_repro.train.many import seconds_per_image
     found = {}
     for precision in (p for p in PRECISIONS if DEVICE == "cuda" or p != "tf32"):
         asked = dict(o2i=0.008, n_train=16, n_test=16, precision=precision) | (SMALLER | {"precision": precision} if TINY else {})
@@ -144,8 +144,9 @@ def times():
     return found
 
 # ---- runs until the time is up
-def run_of(text): # "Experiment:name=value,..." -> (experiment, run)
-    from ips_repro.digits.experiments import EXPERIMENTS, experiment_runs
+def run_of(text): # "Experiment:name=value,..." -> run
+    from ips_repro.digits.experiments import EXPERIMENTS
+    from ips_repro.runs.run import experiment_runs
     from ips_repro.digits.settings import DEFAULTS
     name, _, words = text.partition(":")
     if name not in EXPERIMENTS: raise SystemExit(f"{text}: the experiment is none of {', '.join(EXPERIMENTS)}")
@@ -155,16 +156,14 @@ def run_of(text): # "Experiment:name=value,..." -> (experiment, run)
     asked = {k: value(v) for k, _, v in (pair.partition("=") for pair in words.split(","))}
     if unknown := set(asked) - set(DEFAULTS): raise SystemExit(f"{text}: unknown parameter {', '.join(sorted(unknown))}")
     lists = {k: [v] if k in (*EXPERIMENTS[name].axes, "seed") else v for k, v in asked.items()}
-    runs = experiment_runs(name, lists | (SMALLER if TINY else {}), "paper")
+    runs = experiment_runs(EXPERIMENTS[name], lists | (SMALLER if TINY else {}), "paper")
     if len(runs) != 1: raise SystemExit(f"{text}: means {len(runs)} runs, not one")
-    return name, runs[0]
+    return runs[0]
 
 def train_one(text):
-    from ips_repro.digits.training import train_run
-    from ips_repro.digits.experiments import EXPERIMENTS
     from ips_repro.runs.folder import Finished
-    name, run = run_of(text)
-    try: train_run(run, name, EXPERIMENTS[name].notebook, DEVICE)
+    from ips_repro.train.many import train_run
+    try: train_run(run_of(text), DEVICE)
     except Finished: log("done before:", text)
 
 def watch(text, until): # does the run end before `until`? what it has is brought back all the while

@@ -20,13 +20,15 @@ from .timing import bench, in_common, stages
 from ..base.core import read_csv, read_json, scale_dir
 from ..ips.engine import PRECISIONS
 from ..digits.training import make_trainer
-from ..runs.family import counted_as
+from ..runs.run import recorded_run
 from ..base.params import ParameterError
 from ..digits.tables import TASK_NAMES
 from ..runs.tables import finished_folders
-from ..runs.folder import as_made, read_manifest, state
-from ..digits.settings import DEFAULTS, TESTBED, bench_run, folder_name, resolve
-from ..train.session import device_name, measured
+from ..runs.folder import read_manifest, state
+from ..digits.experiments import EXPERIMENTS
+from ..digits.settings import bench_run, folder_name, resolve
+from ..train.session import device_name
+from ..train.measurement import measured
 
 # %% ../../nbs/bench/scaling.ipynb #67ca64df
 AXES = ("canvas", "n_noise", "M", "I", "patch_size")
@@ -121,9 +123,8 @@ def precision_pairs(experiment: str = "O2I_datasize", scale: str = "quick") -> p
     `kept_in_common`, the share of the patches kept in float32 on the recorded test images that bf16 keeps too."""
     done = {} # what a run is evidence of -> precision -> folder
     for folder in finished_folders(experiment, scale):
-        manifest = read_manifest(folder)
-        key = counted_as(TESTBED, as_made(manifest, DEFAULTS))
-        done.setdefault(key, {})[manifest.get("precision")] = folder
+        key = recorded_run(EXPERIMENTS[experiment], folder).counted_as
+        done.setdefault(key, {})[read_manifest(folder).get("precision")] = folder
     rows = []
     for key, folders in done.items():
         if not {"float32", "bf16"} <= set(folders): continue

@@ -16,7 +16,7 @@ from pathlib import Path
 from .sweep_commands import INTERRUPTED, about_limits, about_sweeps, cmd_compare, cmd_draw, cmd_plan, cmd_sweep, drawn_names, take_limits
 from ..base.core import out_root, project_root, write_json
 from .doctor import cmd_doctor
-from ..runs.family import experiment_runs
+from ..runs.run import experiment_runs
 from ..base.params import ParameterError, check_given, notebook_params
 from ..runs.registry import experiments
 from ..digits.settings import bench_run, check_values, resolve

@@ -19,12 +19,13 @@ import pandas as pd
 import seaborn as sns
 
 from ..base.core import read_csv, scale_dir
-from .experiments import EXPERIMENTS, changed
-from ..runs.family import RECIPE, counted_as
+from .experiments import EXPERIMENTS
+from ..runs.family import RECIPE
 from .sizes import PUBLISHED_O2I
 from .tables import SETTING, TASK_NAMES, published_settings
 from ..runs.pictures import titled
 from ..runs.folder import as_made, read_manifest, state
+from ..runs.run import recorded_run
 from .settings import DEFAULTS, PUBLISHED_NOISE, TESTBED, resolve
 
 # %% ../../nbs/digits/curves.ipynb #dd1ca01e
@@ -118,9 +119,9 @@ def begun_runs(experiment: str, scale: str = "paper") -> list[Path]: # folders
     "The runs of an experiment's plan that have finished an epoch, whatever became of them: of each seed the one that has come furthest."
     furthest = {}
     for manifest in sorted((scale_dir("results", scale)/experiment).glob("results_*/seed_*/manifest.json")):
-        folder, run = manifest.parent, as_made(read_manifest(manifest.parent), DEFAULTS)
-        if run["recipe"] != RECIPE or changed(experiment, run) or not (folder/"metrics.csv").is_file(): continue
-        reached, key = (state(folder) == "ok", len(recorded_curve(folder)["train"])), counted_as(TESTBED, run)
+        folder, run = manifest.parent, recorded_run(EXPERIMENTS[experiment], manifest.parent)
+        if run["recipe"] != RECIPE or run.changed or not (folder/"metrics.csv").is_file(): continue
+        reached, key = (state(folder) == "ok", len(recorded_curve(folder)["train"])), run.counted_as
         if key not in furthest or reached > furthest[key][0]: furthest[key] = reached, folder
     return [folder for _, folder in furthest.values()]
 

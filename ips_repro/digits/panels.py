@@ -12,7 +12,7 @@ import pandas as pd
 import seaborn as sns
 
 from .tables import TASK_NAMES
-from ..runs.family import reduction_text
+from ..runs.run import reduction_text
 
 # %% ../../nbs/digits/panels.ipynb #d21ed431
 SOURCES = {"published": "published", "paper": "ours", "quick": "ours, quick scale", "smoke": "ours, smoke test"}

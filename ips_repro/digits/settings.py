@@ -4,17 +4,15 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'PRESETS', 'PUBLISHED_NOISE', 'BANK_SIZES', 'CHOICES', 'RANGES', 'AXES', 'SHORT', 'MFLOP_PER_PATCH',
-           'CPU_GFLOP_PER_S', 'MIB_PER_PATCH', 'INK', 'TESTBED', 'reductions', 'variant', 'run_dir', 'check_values',
-           'canonical_o2i', 'distinct_patches', 'cost', 'folder_name', 'resolve', 'bench_run']
+           'CPU_GFLOP_PER_S', 'MIB_PER_PATCH', 'INK', 'TESTBED', 'check_values', 'canonical_o2i', 'distinct_patches',
+           'cost', 'folder_name', 'resolve', 'bench_run']
 
 # %% ../../nbs/digits/settings.ipynb #cdb02de8
 import math
-import re
-from functools import partial
-from pathlib import Path
 
 from ..runs import family
 from ..runs.family import RECIPE, Family
+from ..runs.run import differences
 from ..base.grids import canvas_shape, grid_shape
 from .sizes import check_room, digit_size_for, exact_o2i, label_size, PUBLISHED_O2I
 from ..base.params import ParameterError
@@ -80,10 +78,6 @@ def _complete(run, asked):
 # %% ../../nbs/digits/settings.ipynb #7665a885
 AXES = ("o2i", "n_train", "seed") # what experiments vary; not a difference in setting
 
-def _follows(run, scale): # parameters that merely follow from others
-    warmup = run["warmup_epochs"] == min(PRESETS[scale]["warmup_epochs"], run["n_epochs"] / 5)
-    return {k for k, of in (("noise_size", "digit_size"), ("stride", "patch_size")) if run[k] == run[of]} | ({"warmup_epochs"} if warmup else set())
-
 # %% ../../nbs/digits/settings.ipynb #2176a90d
 SHORT = {"n_epochs": "E", "eval_every": "EV", "n_test": "T", "batch_size": "B", "warmup_epochs": "WU", "stride": "S", "noise_size": "NS", "noise_thickness": "NT", "weight_decay": "WD", "n_digits": "DIGITS", "mask_p": "P", "mask_k": "K", "w_diversity": "W", "w_semantic": "SEM"}
 
@@ -120,19 +114,20 @@ def cost(run: dict) -> dict: # {"cpu_minutes": None for an encoder that was neve
 def _prepare(values): # `auto` is what the scale has
     return {k: v for k, v in values.items() if (k, v) != ("digits", "auto")}
 
-def _substitutes(scale):
+def _substitutes(scale, asked):
+    if asked.get("digits", "auto") != "auto": return {}
     from ips_repro.digits.experiments import available_digits # which loads torch
     return available_digits(scale)
 
 def _turn(experiment, run): return turn(experiment, run) if run["scale"] == "quick" else 2
 
-TESTBED = Family("digits", DEFAULTS, PRESETS, _complete, _folder, CHOICES, RANGES, AXES, {}, _follows, cost=cost, prepare=_prepare,
+TESTBED = Family("digits", DEFAULTS, PRESETS, _complete, _folder, CHOICES, RANGES, AXES, cost=cost, prepare=_prepare,
                  fixed={"quick": {"quick_scale": quick_scale_sha256()}}, substitutes=_substitutes, turn=_turn)
-reductions, variant, run_dir = (partial(f, TESTBED) for f in (family.reductions, family.variant, family.run_dir))
 
 def folder_name(run: dict) -> str:
     "The name of a run's folder: `results_<d>_<d>_<H>_<W>_<k>n_<n>d_PS_<p>[_<extra>]`, where `<extra>` lists, briefly, whatever else differs from the scale's own values: runs with different parameters never share a folder."
-    return _folder(run, variant(run))
+    apart = differences(TESTBED, run, run["scale"])
+    return _folder(run, {k: here for k, (here, _) in apart.items()})
 
 # %% ../../nbs/digits/settings.ipynb #aa36698e
 def resolve(

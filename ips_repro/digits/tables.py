@@ -6,7 +6,6 @@
 __all__ = ['TASK_NAMES', 'SELECTION', 'SETTING', 'row', 'read_runs', 'published_settings', 'published_points', 'published']
 
 # %% ../../nbs/digits/tables.ipynb #61488166
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,32 +13,34 @@ import pandas as pd
 
 from ..base.core import read_json
 from ..base.grids import canvas_shape
-from .experiments import EXPERIMENTS, changed, reduced
-from .settings import DEFAULTS, TESTBED, canonical_o2i
-from ..runs.folder import as_made, read_manifest
+from .experiments import EXPERIMENTS
+from .settings import DEFAULTS, canonical_o2i
+from ..runs.folder import read_manifest
+from ..runs.registry import experiment as named
+from ..runs.run import Run
 from ..runs.tables import finished_runs, published_runs
 
 # %% ../../nbs/digits/tables.ipynb #7475f54c
 TASK_NAMES = ("majority", "max", "top", "multi")
 SELECTION = {"roi_recall": "digits selected (ROI recall)", "roi_recall_one_patch": "digits of which one patch covers half", "attention_entropy": "attention entropy"}
 
-def row(experiment: str, folder: str|Path) -> dict: # of a finished run
+def row(run: Run, folder: str|Path) -> dict: # of a finished run
     "Its parameters, `train_<task>` and `test_<task>` accuracies, SELECTION, `not_selected_<task>`, `misread_<task>`, device, reduced, variant, folder."
-    manifest, final = read_manifest(folder), read_json(folder/"summary.json")["final"]
-    run = as_made(manifest, DEFAULTS)
-    held = read_json(folder/"summary.json").get("selection", {})
+    summary = read_json(Path(folder)/"summary.json")
+    final, selection = summary["final"], summary.get("selection", {})
     bound = {} if run["selector"] == "ips" else {"selector": run["selector"]} # planned, and yet never to be taken for a plain run
-    why = {f"{reason}_{t}": counts[reason] / held["n"] for t, counts in held.get("errors", {}).items() for reason in ("not_selected", "misread")}
+    why = {f"{reason}_{t}": counts[reason] / selection["n"] for t, counts in selection.get("errors", {}).items() for reason in ("not_selected", "misread")}
     acc = {f"{part}_{t}": float(v["accuracy"]) for part in ("train", "test") for t, v in final[part].items() if t != "loss"}
-    return run | acc | {k: held.get(k) for k in SELECTION} | why | {"device": manifest["device"], "reduced": reduced(experiment, run), "variant": bound | changed(experiment, run), "folder": str(folder)}
+    about = {"device": read_manifest(folder)["device"], "reduced": run.reduced, "variant": bound | run.changed, "folder": str(folder)}
+    return run | acc | {k: selection.get(k) for k in SELECTION} | why | about
 
 # %% ../../nbs/digits/tables.ipynb #291f30ba
 def read_runs(
     experiment: str,              # of the testbed, e.g. "O2I_datasize"
     scales: tuple = ("paper", "quick"),
 ) -> pd.DataFrame:                # a row a run: its parameters, test_<task> accuracies of the last epoch, SELECTION, not_selected_<task>, misread_<task>, device, folder
-    "Every finished run of an experiment, as `finished_runs`."
-    return finished_runs(TESTBED, experiment, scales, partial(row, experiment))
+    "Every finished run of an experiment, as `finished_runs`. `ParameterError` for an unknown one."
+    return finished_runs(named(experiment), scales, row)
 
 # %% ../../nbs/digits/tables.ipynb #44cc25a2
 SETTING = ("o2i", "canvas", "n_noise", "n_train", "n_epochs", "patch_size", "M", "I", "noise_kind", "noise_thickness", "stroke",

@@ -9,7 +9,6 @@ __all__ = ['COMPARED', 'WORDS', 'HOLDS', 'PLACES', 'SHOWN', 'claims', 'published
 
 # %% ../../nbs/evidence/claims.ipynb #2424df5b
 import re
-from functools import partial
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -22,14 +21,15 @@ from .compare import bands, compare_all
 from ..base.core import project_root, read_csv, scale_dir, write_atomic
 from ..digits.curves import curves_text
 from ..digits.experiments import EXPERIMENTS
-from ..runs.family import RECIPE, counted_as, experiment_runs, reduction_text
+from ..runs.family import RECIPE
 from ..lines.settings import LINE_GUIDED
 from ..runs.plan import action, make_plan
 from ..digits.quick_scale import quick_scale, setting
 from ..digits.tables import SETTING, TASK_NAMES
 from ..runs.tables import finished_runs
-from ..runs.folder import as_made, read_manifest, state
+from ..runs.folder import state
 from ..runs.registry import experiments, families, part
+from ..runs.run import experiment_runs, recorded_run, reduction_text
 
 # %% ../../nbs/evidence/claims.ipynb #c2728883
 def claims() -> pd.DataFrame: # a row a claim
@@ -54,10 +54,9 @@ def published_table() -> pd.DataFrame: # a row a run: experiment, its parameters
 def our_table(experiment: str, scale: str, asked: dict = {}) -> pd.DataFrame: # a row a run: its parameters, scores, n (test images), reduced, folder
     "Our finished runs of an experiment's plan at one scale; `asked`: or of the plan with this asked for."
     e = experiments()[experiment]
-    row = partial(part(e.family, "results").row, experiment)
-    table = _tasks(finished_runs(e.family, experiment, (scale,), row))
+    table = _tasks(finished_runs(e, (scale,), part(e.family, "results").row))
     if not len(table): return table
-    planned = {counted_as(e.family, r) for r in experiment_runs(e, asked, scale)}
+    planned = {r.counted_as for r in experiment_runs(e, asked, scale)}
     table = table.assign(n=table["n" if "n" in table else "n_test"])[[key in planned for key in table.counted_as]]
     if "selector" in table: table = table[table.selector == "ips"] # no claim is about the bounds
     return table
@@ -196,7 +195,7 @@ def _recorded(scale): # (finished, begun but not finished, superseded): folders 
     finished, begun, superseded = [], [], []
     for name, e in experiments().items():
         for folder in (p.parent for p in sorted((scale_dir("results", scale)/name).glob("results_*/seed_*/manifest.json"))):
-            recipe = as_made(read_manifest(folder), e.family.defaults)["recipe"]
+            recipe = recorded_run(e, folder)["recipe"]
             if recipe != RECIPE: superseded.append(folder)
             elif state(folder) == "ok": finished.append(folder)
             elif (folder/"metrics.csv").is_file(): begun.append(folder)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from ..base.core import out_root, write_atomic
-from ..digits.experiments import EXPERIMENTS, experiment_runs
+from ..digits.experiments import EXPERIMENTS
 from ..digits.tables import SETTING, TASK_NAMES, published_points, read_runs
+from ..runs.run import experiment_runs
 
 # %% ../../nbs/evidence/compare.ipynb #e428b5d0
 def bands() -> pd.DataFrame: # experiment -> band, reason
@@ -41,7 +42,7 @@ def compare(experiment: str) -> pd.DataFrame: # a row a published setting and ta
     both = theirs.merge(ours.rename(columns={"mean": "ours", "std": "sd", "count": "n"}), "left", [*keys, "task"])
     both["task"] = both.task.str.removeprefix("test_")
     both["n"], both["difference"], both["band"] = both.n.fillna(0).astype(int), both.ours - both.published, bands().band[experiment]
-    plan = {tuple(r[k] for k in keys) for r in experiment_runs(experiment, {}, "paper")}
+    plan = {tuple(r[k] for k in keys) for r in experiment_runs(EXPERIMENTS[experiment], {}, "paper")}
     planned = [setting in plan for setting in both[keys].itertuples(index=False, name=None)]
     both["verdict"] = [("inside" if abs(d) <= b else "outside") if n else "not run" if p else "not planned" for d, b, n, p in zip(both.difference, both.band, both.n, planned)]
     return both

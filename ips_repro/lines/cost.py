@@ -18,9 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..base.core import scale_dir
 from ..ips.engine import numerics
 from ..line_drawing import InformativeDrawing
-from .settings import LINE_GUIDED, VIT, line_gmacs, line_runs
+from .settings import EXPERIMENTS, LINE_GUIDED, VIT, line_gmacs
 from ..line_vit import SelectiveMagnoViT
-from ..train.session import device_name, measured
+from ..train.session import device_name
+from ..runs.run import experiment_runs
+from ..train.measurement import measured
 
 # %% ../../nbs/lines/cost.ipynb #9a5d4350
 def _counted(net, *inputs): # -> operations by module, and elements that went through layer norms
@@ -88,11 +90,12 @@ LARGE = dict(size=224, model="vit_large_patch16_224")
 
 def measure_costs(scale: str, device: str, redo: bool = False, keeps: list = KEEPS) -> tuple[Path, dict]: # folder, summary
     "Costs of the ViT of a scale: `gmacs` (per model and share) and `drawing_gmacs`, counted; `latency` (batch 1) and `throughput` (batch 64), measured."
-    setting, ld_size = vit_setting(line_runs({}, scale)[0]), line_runs({}, scale)[0]["ld_size"]
+    first = {s: experiment_runs(EXPERIMENTS[LINE_GUIDED], {}, s)[0] for s in (scale, "paper")}
+    setting, ld_size = vit_setting(first[scale]), first[scale]["ld_size"]
     batch, rounds = (2, 2) if scale == "smoke" else (64, 9)
     folder = scale_dir("results", scale)/LINE_GUIDED/"cost"/re.sub(r"\W+", "_", device_name(device)).strip("_")
     def measure():
-        models = {"this scale's ViT": setting, "ViT-Tiny, 256 px": vit_setting(line_runs({}, "paper")[0]), "ViT-Large, 224 px": LARGE}
+        models = {"this scale's ViT": setting, "ViT-Tiny, 256 px": vit_setting(first["paper"]), "ViT-Large, 224 px": LARGE}
         gmacs = [{"model": name, "keep": k} | vit_gmacs(k, **s) for name, s in models.items() for k in keeps]
         timed = {what: time_keeps(keeps, n, device, r, ld_img_size=ld_size, **setting) for what, n, r in (("latency", 1, 3 * rounds), ("throughput", batch, rounds))}
         return {"gmacs": gmacs, "drawing_gmacs": {str(n): drawing_gmacs(n) for n in (64, 256)}} | timed

@@ -9,7 +9,6 @@ __all__ = ['COLOURS', 'NAMES', 'BARS', 'row', 'read_line_runs', 'published_line_
            'best_known', 'draw']
 
 # %% ../../nbs/lines/results.ipynb #a325160c
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -23,23 +22,23 @@ from ..base.core import read_csv, read_json, scale_dir
 from .data import fit_picture
 from ..line_drawing import Drawer, open_image
 from .training import data_root
-from .settings import LINE, DEFAULTS, LINE_GUIDED, STRATEGIES, UNUSED, line_dir, line_variant
+from .settings import EXPERIMENTS, LINE_GUIDED, STRATEGIES, UNUSED
 from ..runs.pictures import titled
 from ..runs.tables import plain_runs
-from ..runs.folder import as_made, read_manifest, state
-from ..runs.family import reduction_text
+from ..runs.folder import read_manifest, state
+from ..runs.run import Run, reduction_text
 
 # %% ../../nbs/lines/results.ipynb #823a52af
-def row(experiment: str, folder: str|Path) -> dict: # of a finished run
+def row(run: Run, folder: str|Path) -> dict: # of a finished run
     "Its parameters, top1, top5, n, ink_kept, epochs, reduced, drawn_by, variant, folder."
-    manifest, summary = read_manifest(folder), read_json(folder/"summary.json")
-    run, line = as_made(manifest, DEFAULTS), summary["line"]
+    manifest, summary = read_manifest(folder), read_json(Path(folder)/"summary.json")
+    line = summary["line"]
     scores = {f"top{k}": line[f"top{k}"]["accuracy"] for k in (1, 5)}
-    return run | scores | {"n": line["top1"]["n"], "ink_kept": line["ink_kept"], "epochs": summary["final"]["epoch"], "reduced": manifest["reduced"], "drawn_by": manifest["drawn_by"], "variant": line_variant(run), "folder": str(folder)}
+    return run | scores | {"n": line["top1"]["n"], "ink_kept": line["ink_kept"], "epochs": summary["final"]["epoch"], "reduced": run.reduced, "drawn_by": manifest["drawn_by"], "variant": run.changed, "folder": str(folder)}
 
 def read_line_runs(scales: tuple = ("paper", "quick"), data: str = "shapes", drawings: str = "canny") -> pd.DataFrame: # a row a run: parameters, top1, top5, n, ink_kept, ...
     "Every finished plain run on this data, with these drawings where its strategy looks at them, of the first of these scales that has any."
-    return plain_runs(LINE, LINE_GUIDED, scales, partial(row, LINE_GUIDED), lambda table: (table.data == data) & ((table.drawings == drawings) | table.strategy.isin(UNUSED)))
+    return plain_runs(EXPERIMENTS[LINE_GUIDED], scales, row, lambda table: (table.data == data) & ((table.drawings == drawings) | table.strategy.isin(UNUSED)))
 
 def published_line_runs() -> pd.DataFrame: # strategy, keep, top1, top5, source
     "What the source's README reports: a seed each, on the validation pictures of ImageNet-10."
@@ -124,14 +123,14 @@ def gmacs_scaling(costs: dict): # matplotlib figure
     return titled(fig, "Cost by share of patches", "Counted on the meta device. The published way leaves out the two products inside attention. A drawing that costs more than the panel is high is not in it.")
 
 # %% ../../nbs/lines/results.ipynb #0a78b1a2
-def learning_curves(runs: list[dict]): # matplotlib figure
+def learning_curves(runs: list[Run]): # matplotlib figure
     "Validation top-1 by epoch of these finished runs, a panel a share of the patches, a colour a strategy, a line a seed."
     keeps = sorted({r["keep"] for r in runs})
     columns = min(5, len(keeps))
     with sns.axes_style("whitegrid"): fig, axes = plt.subplots(-(-len(keeps) // columns), columns, figsize=(3 * columns + 1, 3 * -(-len(keeps) // columns)), layout="constrained", squeeze=False, sharey=True)
     for ax, keep in zip(axes.flat, keeps):
         for r in (r for r in runs if r["keep"] == keep):
-            rows = read_csv(line_dir(r)/"metrics.csv")
+            rows = read_csv(r.folder/"metrics.csv")
             ax.plot([int(q["epoch"]) for q in rows], [float(q["test_class"] or "nan") for q in rows], color=COLOURS[r["strategy"]], linewidth=1)
         ax.set(title=f"{keep:g} of the patches", xlabel="epoch", ylim=(0, 1))
     axes[0, 0].set_ylabel("validation top-1")

@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['LINE_GUIDED', 'UNUSED', 'DATA', 'DRAWINGS', 'STRATEGIES', 'DEFAULTS', 'VIT', 'PRESETS', 'CHOICES', 'RANGES',
-           'CPU_GMAC_PER_S', 'LINE', 'EXPERIMENTS', 'line_variant', 'line_given', 'line_inputs', 'line_gmacs', 'cost',
-           'line_runs', 'line_reduced', 'line_dir']
+           'CPU_GMAC_PER_S', 'LINE', 'EXPERIMENTS', 'line_inputs', 'line_gmacs', 'cost']
 
 # %% ../../nbs/lines/settings.ipynb #2f75f770
 import hashlib
 import re
-from functools import partial
 from pathlib import Path
 
 from ..runs import family
@@ -27,7 +25,8 @@ STRATEGIES = ("topk", "sample", "random", "centre")
 DEFAULTS = dict( # every parameter of a run; None: taken from the scale
     data="shapes", drawings="canny", strategy="topk", keep=0.4, seed=0, std=0.25, temperature=1.0, pos_embed="resample", pretrained=False,
     image_size=None, ld_size=64, patch_size=None, depth=None, embed_dim=None, num_heads=None, n_train=None, n_val=None,
-    n_epochs=None, warmup_epochs=None, batch_size=None, lr=None, weight_decay=0.01, patience=20, eval_every=1, augment=True, determinism="fast", recipe=RECIPE)
+    n_epochs=None, warmup_epochs=None, batch_size=None, lr=None, weight_decay=0.01, patience=20, eval_every=1, augment=True,
+    precision="float32", determinism="fast", recipe=RECIPE)
 
 VIT = ("patch_size", "depth", "embed_dim", "num_heads") # what makes a ViT
 
@@ -59,10 +58,6 @@ def _complete(run, asked):
 
 def _content(path): # other weights at the same place are another run
     return None if path in DRAWINGS or not Path(path).is_file() else sha256(path)
-
-def _follows(run, scale):
-    warmup = run["warmup_epochs"] == min(PRESETS[scale]["warmup_epochs"], run["n_epochs"] / 5)
-    return {k for k in ("n_train", "n_val") if run["data"] != "shapes" and run[k] is None} | ({"warmup_epochs"} if warmup else set())
 
 def _folder(run, special):
     text = lambda k, v: k if v is True else f"{k}{v:g}" if isinstance(v, (int, float)) else f"{k}-{v}"
@@ -102,28 +97,15 @@ def cost(run: dict) -> dict: # {"cpu_minutes": None for data of unknown size, "g
     return {"cpu_minutes": None if seen is None else round(seen * line_gmacs(run) / CPU_GMAC_PER_S / 60, 1), "gib": round(0.7 + run["batch_size"] * run["depth"] * run["k"] * run["embed_dim"] * 4 * 20 / 2**30 + kept, 1)}
 
 # %% ../../nbs/lines/settings.ipynb #8a7bd94a
-LINE = Family("lines", DEFAULTS, PRESETS, _complete, _folder, CHOICES, RANGES, ("strategy", "keep", "seed", "data", "drawings"), {}, _follows, cost=cost, prepare=_prepare)
+def _in_paper(run): # a ten-class subset of ImageNet, and drawings by the published generator
+    had = {"data": "ImageNet-10", "drawings": "informative drawings"}
+    if run["strategy"] in UNUSED: del had["drawings"]
+    return had if run["data"] == "shapes" else had | {"n_train": "all", "n_val": "all"}
 
-EXPERIMENTS = {LINE_GUIDED: Experiment(LINE, "33_line_train", ("strategy", "keep"), {
+LINE = Family("lines", DEFAULTS, PRESETS, _complete, _folder, CHOICES, RANGES, ("strategy", "keep", "seed", "data", "drawings"),
+              in_paper=_in_paper, cost=cost, prepare=_prepare)
+
+EXPERIMENTS = {LINE_GUIDED: Experiment(LINE_GUIDED, LINE, "33_line_train", ("strategy", "keep"), {
     "paper": [dict(strategy="none", seed=[0, 1, 2]), dict(strategy=list(STRATEGIES), keep=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], seed=[0, 1, 2])],
     "quick": [dict(strategy="none", seed=[0, 1]), dict(strategy=list(STRATEGIES), keep=[0.1, 0.3], seed=[0, 1])],
     "smoke": [dict(strategy="none"), dict(strategy=["topk", "random"], keep=0.3)]})}
-line_variant, line_given = (partial(f, a) for f, a in ((family.variant, LINE), (family.given, EXPERIMENTS[LINE_GUIDED])))
-
-def line_runs(
-    values: dict, # parameters of a notebook; lists make a grid; None for the experiment's own
-    scale: str,   # not "auto"
-) -> list[dict]:  # one complete run each, no two alike
-    "All runs that `values` asks for. `ParameterError` names what is impossible, before anything is made."
-    return family.experiment_runs(EXPERIMENTS[LINE_GUIDED], values, scale)
-
-def line_reduced(run: dict) -> dict: # parameter -> {"here": value, "paper": value}
-    "What differs from the published setting, which was trained on a ten-class subset of ImageNet with drawings by the published generator."
-    inputs = {"data": {"here": run["data"], "paper": "ImageNet-10"}, "drawings": {"here": run["drawings"], "paper": "informative drawings"}}
-    if run["strategy"] in UNUSED: del inputs["drawings"]
-    rest = family.reduced(EXPERIMENTS[LINE_GUIDED], run)
-    return inputs | {k: v | {"paper": "all"} if run["data"] != "shapes" and k in ("n_train", "n_val") else v for k, v in rest.items()}
-
-def line_dir(run: dict) -> Path:
-    "Where a run's results go: `results/Line_Guided_ViT/results_<data>_<side>_<side>_<strategy>_keep<share>_<n>d_PS_<p>[_<what differs>]/seed_<s>`; not created."
-    return family.run_dir(LINE, LINE_GUIDED, run)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'UNKNOWN', 'OUTPUTS', 'BEFORE', 'SUPERSEDED', 'versions', 'git_state', 'now', 'Held', 'Finished', 'holder',
-           'check_free', 'settle', 'read_manifest', 'as_made', 'parameters_hash', 'Run', 'state', 'superseded',
+           'check_free', 'settle', 'read_manifest', 'as_made', 'parameters_hash', 'RunFolder', 'state', 'superseded',
            'why_not_done', 'altered_output', 'is_done']
 
 # %% ../../nbs/runs/folder.ipynb #8848892f
@@ -129,7 +129,7 @@ def parameters_hash(parameters: dict) -> str: # 64 hex digits
     return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
 
 # %% ../../nbs/runs/folder.ipynb #25f095e7
-class Run:
+class RunFolder:
     """A run's folder, as a context manager. Whatever happens inside, `status.json` is written last and says so.
 
     `note` adds to the manifest, `log` appends an epoch, `finish` the summary. An exception makes the state `failed`, Ctrl-C and SIGTERM `interrupted`; both go on upwards. `Held` if another process is at it."""

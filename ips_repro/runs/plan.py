@@ -14,11 +14,11 @@ from pathlib import Path
 from statistics import median
 
 from ..base.core import out_root, project_root, read_json
-from .family import experiment_runs, given, run_dir
 from ..base.params import ParameterError
 from .reuse import twin, vacant
 from .folder import SUPERSEDED, parameters_hash, state, why_not_done
 from .registry import experiment, experiments
+from .run import Run, experiment_runs, parameter_words
 from .speed import recall
 
 # %% ../../nbs/runs/plan.ipynb #804e21a0
@@ -30,13 +30,13 @@ def make_plan(
     "A line for every run of the experiments; those that matter most to their family first. `ParameterError` for an unknown one."
     lines, measured = [], {}
     asked_for = {name: experiment(name) for name in names or experiments()}
-    others = {e.family.name: e.family.substitutes(scale) if substitutes else {} for e in asked_for.values()}
+    others = {e.family.name: e.family.substitutes(scale, {}) if substitutes else {} for e in asked_for.values()}
     for name, e in asked_for.items():
         notebook = f"nbs/{e.notebook}.ipynb"
         for run in experiment_runs(e, others[e.family.name], scale):
-            folder = run_dir(e.family, name, run).relative_to(out_root())
-            asked = {"scale": scale} | ({"digits": run["digits"]} if "digits" in run else {}) | given(e, run) # by name: nobody decides again
-            lines.append({"id": line_id(notebook, e.asks | run), "notebook": notebook, "experiment": name, "given": asked, "folder": str(folder), "parameters": run, "scale": scale} | e.family.cost(run))
+            asked = {"scale": scale} | ({"digits": run["digits"]} if "digits" in run else {}) | run.asked # by name: nobody decides again
+            lines.append({"id": line_id(notebook, e.asks | run), "notebook": notebook, "experiment": name, "given": asked,
+                          "folder": str(run.folder.relative_to(out_root())), "parameters": dict(run), "scale": scale} | e.family.cost(run))
             if minutes := recall(run): measured[lines[-1]["id"]] = minutes
     lines.sort(key=lambda line: experiment(line["experiment"]).family.turn(line["experiment"], line["parameters"]))
     return _timed(lines, measured)
@@ -77,8 +77,7 @@ def _check_line(line, path):
 
 def words(line: dict) -> list[str]:
     "The arguments of `ips-repro` that do this line."
-    text = lambda v: str(v).lower() if isinstance(v, bool) else str(v)
-    return ["run", line["notebook"], *(w for k, v in line["given"].items() for w in ("-p", k, text(v)))]
+    return ["run", line["notebook"], *parameter_words(line["given"])]
 
 def shell(line: dict) -> str:
     "The same as a command to paste."
@@ -89,8 +88,7 @@ def action(line: dict) -> tuple[str, str]: # ("reuse" | "copy" | "resume" | "run
     "What a sweep does with a line. A run that failed is not tried again unless asked for."
     folder = out_root()/line["folder"]
     e = experiments().get(line.get("experiment"))
-    free = not folder.exists() or vacant(folder, line["parameters"])
-    if e and free and (same := twin(line["experiment"], line["parameters"])): return "copy", f"the same run is done in {same.relative_to(out_root())}"
+    if e and vacant(run := Run(e, line["parameters"])) and (same := twin(run)): return "copy", f"the same run is done in {same.relative_to(out_root())}"
     why = why_not_done(folder, line["parameters"], e.family.defaults if e else {})
     if why is None: return "reuse", "done with the same parameters"
     if why.startswith(SUPERSEDED): return "run", why

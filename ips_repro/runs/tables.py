@@ -13,9 +13,10 @@ from typing import Callable
 import pandas as pd
 
 from ..base.core import scale_dir
-from .family import RECIPE, Family, counted_as
-from .folder import altered_output, as_made, read_manifest, state
+from .family import RECIPE, Experiment
+from .folder import altered_output, read_manifest, state
 from .registry import experiments
+from .run import recorded_run
 
 # %% ../../nbs/runs/tables.ipynb #89cdc25c
 def finished_folders(experiment: str, scale: str) -> list[Path]:
@@ -23,35 +24,33 @@ def finished_folders(experiment: str, scale: str) -> list[Path]:
     return [p.parent for p in sorted((scale_dir("results", scale)/experiment).glob("results_*/seed_*/status.json")) if state(p.parent) == "ok"]
 
 def finished_runs(
-    family: Family,
-    experiment: str, # folder under results/
+    experiment: Experiment,
     scales: tuple,
-    row: Callable,   # (folder) -> dict
+    row: Callable,   # (run, folder) -> dict
 ) -> pd.DataFrame:   # with the columns `precision_used` and `counted_as` beside those of `row`
     """A row for every finished run of an experiment, in the order of its folders.
 
     Left out are runs of an earlier recipe and, of runs that differ only in how they were computed, all but the first. `ValueError` names a damaged one."""
     rows, seen = [], set()
-    for folder in (f for scale in scales for f in finished_folders(experiment, scale)):
+    for folder in (f for scale in scales for f in finished_folders(experiment.name, scale)):
         try:
-            manifest = read_manifest(folder)
-            run = as_made(manifest, family.defaults)
-            key = counted_as(family, run)
-            if run["recipe"] != RECIPE or key in seen: continue
+            run = recorded_run(experiment, folder)
+            if run["recipe"] != RECIPE or run.counted_as in seen: continue
             if altered := altered_output(folder): raise ValueError(f"{altered} is not what the run wrote")
-            rows.append(row(folder) | {"precision_used": manifest.get("precision", run.get("precision")), "counted_as": key})
-            seen.add(key)
+            used = read_manifest(folder).get("precision", run.get("precision"))
+            rows.append(row(run, folder) | {"precision_used": used, "counted_as": run.counted_as})
+            seen.add(run.counted_as)
         except (KeyError, TypeError, AttributeError, ValueError) as e:
             raise ValueError(f"{folder} is not a run as it was written ({type(e).__name__}: {e}); remove it, or make it again") from e
     return pd.DataFrame(rows)
 
 def plain_runs(
-    family: Family, experiment: str, scales: tuple, row, # as for `finished_runs`; rows have `variant`: what was set otherwise than the experiment has it
+    experiment: Experiment, scales: tuple, row: Callable, # as for `finished_runs`; rows have `variant`: what was set otherwise than the experiment has it
     where=lambda table: True,            # table -> which rows
 ) -> pd.DataFrame:
     "The finished runs that are as the experiment has them, of the first of these scales that has any."
     for scale in scales:
-        table = finished_runs(family, experiment, (scale,), row)
+        table = finished_runs(experiment, (scale,), row)
         if len(table): table = table[(table.variant.map(len) == 0) & where(table)]
         if len(table): return table.reset_index(drop=True)
     return pd.DataFrame()

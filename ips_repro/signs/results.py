@@ -7,7 +7,6 @@ __all__ = ['SCORES', 'PANELS', 'row', 'read_sign_runs', 'sign_table', 'published
            'sign_panels', 'sign_maps', 'sign_figures', 'draw']
 
 # %% ../../nbs/signs/results.ipynb #f05f6df9
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,30 +17,29 @@ import seaborn as sns
 from matplotlib.patches import Rectangle
 
 from ..base.core import read_csv, read_json
-from ..runs.family import changed, reduced, reduction_text, run_dir
+from ..runs.run import Run, reduction_text
 from ..base.images import read_sheet, write_sheet
 from ..runs.pictures import titled
 from ..runs.tables import plain_runs, published_runs
-from ..runs.folder import as_made, read_manifest
-from .settings import DEFAULTS, EXPERIMENTS, PRESETS, SIGNS
+from ..runs.folder import read_manifest
+from .settings import EXPERIMENTS, PRESETS
 
 # %% ../../nbs/signs/results.ipynb #efd5266d
 SCORES = {"accuracy": "test accuracy", "kept_on_sign": "kept patches that touch the sign", "sign_found": "signs that a kept patch touches"}
 
-def row(experiment: str, folder: str|Path) -> dict: # of a finished run
+def row(run: Run, folder: str|Path) -> dict: # of a finished run
     "Its parameters, SCORES, majority, n, pictures, reduced, variant, folder."
-    e, manifest, signs = EXPERIMENTS[experiment], read_manifest(folder), read_json(folder/"summary.json")["signs"]
-    run = as_made(manifest, DEFAULTS)
+    manifest, signs = read_manifest(folder), read_json(Path(folder)/"summary.json")["signs"]
     scores = {"accuracy": signs["accuracy"]["accuracy"], "majority": signs["majority_class"]["accuracy"], "n": signs["accuracy"]["n"]} | {k: signs[k] for k in ("kept_on_sign", "sign_found")}
-    return run | scores | {"pictures": manifest["pictures"]["train"], "reduced": reduced(e, run), "variant": changed(e, run), "folder": str(folder)}
+    return run | scores | {"pictures": manifest["pictures"]["train"], "reduced": run.reduced, "variant": run.changed, "folder": str(folder)}
 
 def read_sign_runs(experiment: str, scales: tuple = ("paper", "quick"), data: str|None = None) -> pd.DataFrame: # a row a run: parameters, SCORES, majority, n, pictures, ...
     "Every finished plain run of an experiment (on this data, or on any), of the first of these scales that has any."
-    return plain_runs(SIGNS, experiment, scales, partial(row, experiment), lambda table: (table.data == data) | (data is None))
+    return plain_runs(EXPERIMENTS[experiment], scales, row, lambda table: (table.data == data) | (data is None))
 
-def sign_table(experiment: str, runs: list[dict]) -> pd.DataFrame: # as of `read_sign_runs`
+def sign_table(runs: list[Run]) -> pd.DataFrame: # as of `read_sign_runs`
     "Exactly these runs, which are finished, whatever was set otherwise in them."
-    return pd.DataFrame([row(experiment, run_dir(SIGNS, experiment, r)) for r in runs])
+    return pd.DataFrame([row(r, r.folder) for r in runs])
 
 def published_signs(experiment: str) -> pd.DataFrame: # with the names and values that our parameters have
     "The published runs of an experiment, which were trained on the photographs. Empty if there are none."

@@ -11,7 +11,6 @@ import math
 import re
 from pathlib import Path
 
-from ..base.core import SCALES
 from ..runs.family import RECIPE, Experiment, Family
 from ..base.grids import grid_shape
 from ..base.params import ParameterError
@@ -44,10 +43,6 @@ def _complete(run, asked):
     if run["o2i"] and not 4 <= (d := round(math.sqrt(run["o2i"] / 100 * run["height"] * run["width"]))) <= min(run["height"], run["width"]) // 3: raise ParameterError(f"o2i: {run['o2i']:g} % means a sign of {d} px, which does not fit {run['height']}x{run['width']}")
     return run | {"n_patches": rows * columns}
 
-def _follows(run, scale):
-    warmup = run["warmup_epochs"] == min(PRESETS[scale]["warmup_epochs"], run["n_epochs"] / 5)
-    return {"data_version"} | {k for k in ("o2i", "n_train", "n_test", "protocol") if run[k] is None} | {k for k in ("stride",) if run[k] == run["patch_size"]} | ({"warmup_epochs"} if warmup else set())
-
 def _version(path): # 12 hex digits: what is listed in a folder; other annotations make other runs
     tables = [p for part in ("Set1", "Set2") for p in (path/f"{part}Part0"/"annotations.txt", path/part/"annotations.txt") if p.is_file()]
     return hashlib.sha256(b"|".join(p.read_bytes() for p in tables)).hexdigest()[:12]
@@ -75,13 +70,14 @@ def cost(run: dict) -> dict: # {"cpu_minutes": None for an encoder that was not 
     mflop = {"resnet18": 150, "tf_efficientnet_lite0": 95}.get(run["backbone"].partition(".")[0]) # of 50x50 pixels; convolutions by channel count threefold, as measured
     return {"cpu_minutes": None if mflop is None else round(patches * mflop / 1000 * (p / 50)**2 / 60 / 60, 1), "gib": round(1 + run["batch_size"] * (run["height"] * run["width"] * 3 * 6 / 2**30 + run["M"] * 2 * (p / 50)**2 / 1024), 1)}
 
-SIGNS = Family("signs", DEFAULTS, PRESETS, _complete, _folder, CHOICES, RANGES, ("seed", "data", "data_fraction", "o2i", "n_train"), {"data": "sts", "protocol": "published"}, _follows, cost=cost, prepare=_prepare)
+SIGNS = Family("signs", DEFAULTS, PRESETS, _complete, _folder, CHOICES, RANGES, ("seed", "data", "data_fraction", "o2i", "n_train"),
+               published={"data": "sts", "protocol": "published"}, derived=("data_version",), cost=cost, prepare=_prepare)
 
 # %% ../../nbs/signs/settings.ipynb #c545197a
 _QUARTER, _SEEDS = dict(data_fraction=0.25), dict(seed=[1, 2, 3, 4, 5])
 _QUICK = dict(data_fraction=0.25, o2i=2.0, seed=[0, 1])
 
-EXPERIMENTS = {f"Traffic_Signs/{name}": Experiment(SIGNS, "21_traffic_signs_run", axes, grids, {"experiment": name}) for name, axes, grids in (
+EXPERIMENTS = {f"Traffic_Signs/{name}": Experiment(f"Traffic_Signs/{name}", SIGNS, "21_traffic_signs_run", axes, grids, {"experiment": name}) for name, axes, grids in (
     ("Dataset_Size", ("data_fraction", "protocol", "o2i"), {"paper": [dict(data_fraction=[0.25, 0.5, 1.0], **_SEEDS)], "quick": [dict(data_fraction=[0.25, 1.0], o2i=[0.5, 2.0], seed=[0, 1])], "smoke": [dict(data_fraction=[0.5, 1.0], o2i=5.0)]}),
     ("Patch_Size", ("patch_size", "M"), {"paper": [dict(patch_size=25, M=20, **_QUARTER, **_SEEDS), dict(patch_size=100, **_QUARTER, **_SEEDS)], "quick": [dict(patch_size=20, M=20, **_QUICK), dict(patch_size=40, **_QUICK)], "smoke": [dict(patch_size=[20, 40], o2i=5.0)]}),
     ("Attention_Masking", ("mask_p", "mask_k"), {"paper": [dict(mask_p=0., **_QUARTER, **_SEEDS), dict(mask_p=[0.05, 0.1], mask_k=[10, 20, 30], **_QUARTER, **_SEEDS)], "quick": [dict(mask_p=[0., 0.1], mask_k=10, **_QUICK)], "smoke": [dict(mask_p=[0., 0.1], mask_k=2, o2i=5.0)]}),

@@ -7,7 +7,6 @@ __all__ = ['row', 'read_slide_runs', 'slide_table', 'published', 'top_tiles', 's
            'slide_figures', 'draw']
 
 # %% ../../nbs/slides/results.ipynb #1f875222
-from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,27 +15,26 @@ import seaborn as sns
 from matplotlib.patches import Rectangle
 
 from ..base.core import read_csv, read_json
-from ..runs.family import changed, reduced, reduction_text, run_dir
+from ..runs.run import Run, reduction_text
 from ..base.images import read_sheet
 from ..runs.pictures import titled
 from ..runs.tables import plain_runs
-from ..runs.folder import as_made, read_manifest
-from .settings import DEFAULTS, EXPERIMENTS, SLIDES
+from ..runs.folder import read_manifest
+from .settings import EXPERIMENTS
 
 # %% ../../nbs/slides/results.ipynb #ef332d8c
-def row(experiment: str, folder: str|Path) -> dict: # of a finished run
+def row(run: Run, folder: str|Path) -> dict: # of a finished run
     "Its parameters, auc, accuracy, n (test slides), train_slides, reduced, variant, folder."
-    e, manifest, slides = EXPERIMENTS[experiment], read_manifest(folder), read_json(folder/"summary.json")["slides"]
-    run = as_made(manifest, DEFAULTS)
-    return run | {"auc": slides["auc"], "accuracy": slides["accuracy"]["accuracy"], "n": slides["accuracy"]["n"], "train_slides": manifest["slides"]["train"], "reduced": reduced(e, run), "variant": changed(e, run), "folder": str(folder)}
+    manifest, slides = read_manifest(folder), read_json(Path(folder)/"summary.json")["slides"]
+    return run | {"auc": slides["auc"], "accuracy": slides["accuracy"]["accuracy"], "n": slides["accuracy"]["n"], "train_slides": manifest["slides"]["train"], "reduced": run.reduced, "variant": run.changed, "folder": str(folder)}
 
 def read_slide_runs(experiment: str = "Camelyon16", scales: tuple = ("paper", "quick"), data: str|None = None) -> pd.DataFrame: # a row a run: parameters, auc, accuracy, n, ...
     "Every finished plain run (on this data, or on any), of the first of these scales that has any."
-    return plain_runs(SLIDES, experiment, scales, partial(row, experiment), lambda table: (table.data == data) | (data is None))
+    return plain_runs(EXPERIMENTS[experiment], scales, row, lambda table: (table.data == data) | (data is None))
 
-def slide_table(experiment: str, runs: list[dict]) -> pd.DataFrame: # as of `read_slide_runs`
+def slide_table(runs: list[Run]) -> pd.DataFrame: # as of `read_slide_runs`
     "Exactly these runs, which are finished, whatever was set otherwise in them."
-    return pd.DataFrame([row(experiment, run_dir(SLIDES, experiment, r)) for r in runs])
+    return pd.DataFrame([row(r, r.folder) for r in runs])
 
 def published() -> pd.DataFrame:
     "No run on slides was published with its numbers."

@@ -10,7 +10,6 @@ import hashlib
 import re
 from pathlib import Path
 
-from ..base.core import SCALES
 from ..runs.family import RECIPE, Experiment, Family
 from ..base.params import ParameterError
 from ..runs import family
@@ -32,15 +31,11 @@ MADE = ("side", "n_train", "n_test", "tumour_share", "encoder", "pretrained") # 
 def _complete(run, asked):
     if "warmup_epochs" not in asked: run["warmup_epochs"] = min(run["warmup_epochs"], run["n_epochs"] / 5)
     if run["warmup_epochs"] > run["n_epochs"]: raise ParameterError(f"warmup_epochs: {run['warmup_epochs']:g} is more than n_epochs = {run['n_epochs']}")
+    if not run["mask_p"]: run["mask_k"] = DEFAULTS["mask_k"] # nothing is masked, whatever K
     if run["data"] != "made": return run | dict.fromkeys(MADE)
     if run["side"] % 512: raise ParameterError(f"side: {run['side']} is not a multiple of 512")
     if min(run["n_train"], run["n_test"]) < 2: raise ParameterError(f"{'n_train' if run['n_train'] < 2 else 'n_test'}: one slide with a tumour and one without is the least")
-    if not run["mask_p"]: run["mask_k"] = DEFAULTS["mask_k"]
     return run
-
-def _follows(run, scale):
-    warmup = run["warmup_epochs"] == min(PRESETS[scale]["warmup_epochs"], run["n_epochs"] / 5)
-    return {"data_version"} | {k for k in MADE if run[k] is None} | ({"warmup_epochs"} if warmup else set())
 
 def _prepare(values):
     data = values.get("data", "made")
@@ -70,6 +65,7 @@ def cost(run: dict) -> dict: # {"cpu_minutes", "gib"}
     n, tiles = run["n_train"] or 270, (run["side"] or 50_000)**2 // 256**2 // 3
     return {"cpu_minutes": round(run["n_epochs"] * n * (tiles * 1e-4 + 0.02) / 60, 1), "gib": round(1.2 + run["batch_size"] * run["M"] * 2e-5, 1)}
 
-SLIDES = Family("slides", DEFAULTS, PRESETS, _complete, _folder, family.CHOICES, RANGES, ("seed", "data", "n_train"), {"data": "CAMELYON16"}, _follows, cost=cost, prepare=_prepare)
+SLIDES = Family("slides", DEFAULTS, PRESETS, _complete, _folder, family.CHOICES, RANGES, ("seed", "data", "n_train"),
+                in_paper=lambda run: {"data": "CAMELYON16"}, derived=("data_version",), cost=cost, prepare=_prepare)
 
-EXPERIMENTS = {"Camelyon16": Experiment(SLIDES, "23_camelyon_run", ("M", "I"), {"paper": [dict(seed=[0, 1, 2, 3, 4])], "quick": [dict(M=[4, 16], seed=[0, 1])], "smoke": [dict(M=4)]})}
+EXPERIMENTS = {"Camelyon16": Experiment("Camelyon16", SLIDES, "23_camelyon_run", ("M", "I"), {"paper": [dict(seed=[0, 1, 2, 3, 4])], "quick": [dict(M=[4, 16], seed=[0, 1])], "smoke": [dict(M=4)]})}

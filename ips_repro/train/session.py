@@ -4,28 +4,26 @@
 
 # %% auto #0
 __all__ = ['SECONDS_APART', 'choose', 'device_name', 'determinism', 'flat_row', 'summarise', 'stale', 'checkpoint_due',
-           'train_into', 'do_all', 'FirstOf', 'seconds_per_image', 'estimate_seconds', 'code_version', 'measured']
+           'train_into']
 
 # %% ../../nbs/train/session.ipynb #c59d8d72
-import hashlib
 import itertools
 import os
 import time
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 from safetensors.torch import save as safetensors
 
-from .checkpoint import newest, run_key, save_epoch
-from ..base.core import out_root, read_json, write_atomic
+from ..base.core import out_root, write_atomic
 from ..base.limits import check_time, give_way
 from ..base.params import ParameterError
-from ..base.progress import Progress, duration
-from ..runs.speed import cpu_model, remember
-from ..runs.folder import Finished, Run, check_free, is_done, parameters_hash, state, why_not_done
-from .trainer import restore_trainer, tested, trainer_state
+from ..base.progress import Progress
+from ..runs.folder import RunFolder, parameters_hash, state, why_not_done
+from ..runs.speed import cpu_model
+from .checkpoint import newest, run_key, save_epoch
+from .trainer import restore_trainer, trainer_state
 
 # %% ../../nbs/train/session.ipynb #6dada20e
 def choose(device: str, scale: str) -> tuple[str, str]: # device, scale
@@ -124,7 +122,7 @@ def _train(trainer, rows, record, key, device, progress, patience): # the epochs
 
 # %% ../../nbs/train/session.ipynb #004e4999
 def train_into(
-    folder, parameters: dict, # as for `Run`; n_epochs and determinism are among them, and perhaps patience
+    folder, parameters: dict, # as for `RunFolder`; n_epochs and determinism are among them, and perhaps patience
     make,             # (on_step) -> Trainer
     finish,           # (trainer, folder) -> more for the summary, after writing whatever else belongs to a run
     title: str, device: str, redo: bool = False,
@@ -137,7 +135,7 @@ def train_into(
     `KeyboardInterrupt` when the time given with `--for` is up (see [base/limits](../base/limits.ipynb)): the last epoch's checkpoint is there to go on from."""
     give_way()
     done = lambda: not redo and why_not_done(folder, parameters, defaults) is None
-    with determinism(parameters["determinism"], device), Run(folder, parameters, redo, done, device=device_name(device), **facts) as record, Progress(parameters["n_epochs"], images or parameters["n_train"], title) as progress:
+    with determinism(parameters["determinism"], device), RunFolder(folder, parameters, redo, done, device=device_name(device), **facts) as record, Progress(parameters["n_epochs"], images or parameters["n_train"], title) as progress:
         if progress.bar is None: print(f"{title} -> {record.folder.relative_to(out_root())}", flush=True)
         if device.startswith("cuda"): torch.cuda.reset_peak_memory_stats(device)
         key = run_key(parameters_hash(parameters), record.series)
@@ -154,76 +152,3 @@ def train_into(
         write_atomic(record.folder/"weights.safetensors", safetensors({k: v.detach().cpu().contiguous() for k, v in trainer.net.state_dict().items()}))
         record.finish(summarise(rows) | more)
     return record.folder
-
-# %% ../../nbs/train/session.ipynb #38eeb3c8
-def do_all(
-    runs: list[dict],
-    folder_of, train, # run -> its folder; run -> train it
-    describe,         # () -> the plan in words
-    estimate,         # runs -> expected seconds
-    redo: bool = False, defaults: dict = {},
-    copied=lambda run: False, # is it done, because something else has the same run?
-):
-    "Train every run that is not done yet. `KeyboardInterrupt` when the time given with `--for` is up."
-    check_time()
-    why = {str(folder_of(r)): why_not_done(folder_of(r), r, defaults) for r in runs}
-    todo = [r for r in runs if redo or why[str(folder_of(r))]]
-    for r in todo: check_free(folder_of(r))                          # somebody else at it is told before an estimate is made
-    if not redo: todo = [r for r in todo if not copied(r)]
-    for folder in (f for f, reason in why.items() if reason and state(f) == "ok"): print(f"made again, for {why[folder]}: {folder}")
-    print(describe())
-    if len(todo) < len(runs): print(f"{len(runs) - len(todo)} of them already done with the same parameters: reused (redo=True trains again)")
-    if todo: print(f"estimated time: {duration(estimate(todo))}, measured on a batch of each kind of run", flush=True)
-    for r in todo:
-        check_time()
-        if not redo and copied(r): continue                          # trained meanwhile for another experiment,
-        try: train(r)
-        except Finished as e: print(f"finished meanwhile by another process: {e}", flush=True) # or this one
-
-# %% ../../nbs/train/session.ipynb #51ef4fc1
-class FirstOf:
-    "The first n of a dataset."
-    def __init__(self, data, n: int): self.data, self.n, self.labels = data, n, {t: v[:n] for t, v in data.labels.items()}
-    def __len__(self): return self.n
-    def batch(self, indices): return self.data.batch(indices)
-
-def seconds_per_image(trainer) -> tuple[float, float]: # training, testing
-    "Measured on one batch each, after a warm-up; the trainer is of no use afterwards."
-    trainer.train, trainer.test = (FirstOf(d, min(trainer.batch_size, len(d))) for d in (trainer.train, trainer.test))
-    def timed(do, data): # the first time is slow
-        do(); start = time.perf_counter(); do()
-        return (time.perf_counter() - start) / len(data)
-    return timed(trainer.learn, trainer.train), timed(trainer.evaluate, trainer.test)
-
-def estimate_seconds(runs: list[dict], make) -> float: # runs; run -> Trainer
-    "Expected seconds for all `runs` together, from a batch of each kind of run; remembered for plans."
-    total, measured = 0., {}
-    for run in runs:
-        key = str({k: v for k, v in run.items() if k not in ("seed", "n_epochs")})
-        if key not in measured:
-            trainer = make(run)
-            counts = len(trainer.train), len(trainer.test)
-            measured[key] = *counts, *seconds_per_image(trainer)
-            if trainer.net.device.type == "cpu": remember(run, counts[0] * measured[key][2], counts[1] * measured[key][3])
-        n_train, n_test, train, test = measured[key]
-        tests = sum(tested(e, run["n_epochs"], run["eval_every"]) for e in range(1, run["n_epochs"] + 1))
-        total += run["n_epochs"] * n_train * train + tests * n_test * test
-    return total
-
-# %% ../../nbs/train/session.ipynb #26a1b4b7
-def code_version(modules: tuple) -> str: # 12 hex digits
-    "A hash of the modules that are timed: other code is another measurement."
-    return hashlib.sha256(b"".join((files("ips_repro")/f"{m}.py").read_bytes() for m in modules)).hexdigest()[:12]
-
-def measured(
-    folder: Path, parameters: dict, # as for `Run`
-    modules: tuple,                 # which modules are timed, such as `ips/engine`
-    scale: str, device: str, redo: bool,
-    measure,                        # () -> the summary
-) -> dict:
-    "The summary of a measurement: from its folder if it is done there, else from `measure()`."
-    parameters = parameters | {"torch": torch.__version__, "code": code_version(modules)}
-    if not redo and is_done(folder, parameters): return read_json(folder/"summary.json")
-    print(f"measuring {folder.relative_to(out_root())}", flush=True)
-    with Run(folder, parameters, device=device_name(device), scale=scale) as run: run.finish(measure())
-    return run.summary

@@ -75,7 +75,8 @@ def pass_over(
             values = weighted_terms(terms, net, out, labels)
             if learn: step(values.sum(), i)
             losses += values.detach() * len(idx)
-            seen = values.detach() if i == 0 else torch.where(seen.isfinite().all(), values.detach(), seen) # the first that is not finite stays
+            if i == 0: seen = values.detach()
+            else: seen = torch.where(seen.isfinite().all(), values.detach(), seen) # the first that is not finite stays
             if i % CHECK_EVERY == 0: check_finite(terms, seen)
             for t in net.tasks: probs[t].append(out.probs[t].detach())
             if on_step: on_step(min((i + 1) * batch_size, n), n)
