@@ -17,236 +17,348 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from .base.grids import canvas_shape, grid_shape
 from .ips.cross_attention import Pooled, Transformer
 from .ips.encoders import resnet_encoder, sinusoid
-from .ips.engine import PRECISIONS, Captured, Folded, Selection, arrival_order, arriving_logits, default_chunk, embed_distinct, evaluating, keep_top, numerics, replay
-from .base.grids import canvas_shape, grid_shape
+from ips_repro.ips.engine import (
+    PRECISIONS,
+    Captured,
+    Folded,
+    Selection,
+    arrival_order,
+    arriving_logits,
+    default_chunk,
+    embed_distinct,
+    evaluating,
+    keep_top,
+    numerics,
+    replay,
+)
 from .ips.patches import PatchBatch, compact, upload
 
 # %% ../nbs/ips/ips_net.ipynb #7f59e99b
 @torch.no_grad()
 def reference_select(
     net: "IPSNet",
-    patches: Tensor,                   # (B, N, C, p, p) dense
-    generator: torch.Generator = None, # for shuffling and masking
+    patches: Tensor,  # (B, N, C, p, p) dense
+    generator: torch.Generator = None,  # for shuffling and masking
 ) -> Selection:
     "Iterative Patch Selection word for word: slow, and what everything faster is tested against."
     patches, (B, N) = patches.to(net.device), patches.shape[:2]
     order, mask = net.order(B, N, generator), net.mask if net.training else None
-    def embed(cells): # (B, n) -> (B, n, D)
+
+    def embed(cells):  # (B, n) -> (B, n, D)
         x = torch.stack([p[c] for p, c in zip(patches, cells)])
         return net.encode(x.flatten(0, 1)).view(*cells.shape, -1) + net.position(N)[cells]
+
     with evaluating(net), numerics("float32"):
-        cells = order[:, :net.M]
+        cells = order[:, : net.M]
         x = embed(cells)
         for start in range(net.M, max(N, net.M + 1), net.I):
-            new = order[:, start:start + net.I]
+            new = order[:, start : start + net.I]
             cells = torch.cat([cells, new], 1)
-            if new.shape[1]: x = torch.cat([x, embed(new)], 1)
+            if new.shape[1]:
+                x = torch.cat([x, embed(new)], 1)
             scores = net.transf.crs_attn(x).attn.mean((1, 2))
-            if mask and N > net.M: scores = mask(scores, generator)
+            if mask and N > net.M:
+                scores = mask(scores, generator)
             top = keep_top(scores, net.M)
-            cells, x, scores = cells.gather(1, top), x.gather(1, top[..., None].expand(-1, -1, x.shape[-1])), scores.gather(1, top)
+            cells, x, scores = (
+                cells.gather(1, top),
+                x.gather(1, top[..., None].expand(-1, -1, x.shape[-1])),
+                scores.gather(1, top),
+            )
     return Selection(cells, scores)
 
 # %% ../nbs/ips/ips_net.ipynb #ef2d7988
 def _at_least_one(name, value):
-    try: whole = operator.index(value)
-    except TypeError: whole = 0
-    if isinstance(value, bool) or whole < 1: raise ValueError(f"{name}: {value!r} is not a whole number of at least 1")
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        whole = 0
+    if isinstance(value, bool) or whole < 1:
+        raise ValueError(f"{name}: {value!r} is not a whole number of at least 1")
     return whole
 
+
 def _one_of(name, value, known):
-    if value not in known: raise ValueError(f"{name}: {value!r} is none of {', '.join(map(str, known))}")
+    if value not in known:
+        raise ValueError(f"{name}: {value!r} is none of {', '.join(map(str, known))}")
     return value
+
 
 ENGINES = ("fast", "reference")
 
 # %% ../nbs/ips/ips_net.ipynb #0c97a1a6
 class Remembering(nn.Module):
     "What follows from a network's parts is computed once and kept until they change."
+
     _weights_rest = False
 
-    def __getstate__(self): return self.__dict__ | {"_cache": {}}
+    def __getstate__(self):
+        return self.__dict__ | {"_cache": {}}
 
     def _cached(self, name, key, make):
         if self._cache.get(name, (None,))[0] != key:
-            with torch.inference_mode(False): self._cache[name] = key, make() # first made for a prediction, later used to train
+            with torch.inference_mode(False):
+                self._cache[name] = key, make()  # first made for a prediction, later used to train
         return self._cache[name][1]
 
     @contextmanager
     def weights_rest(self):
         "Inside the block nobody changes a weight: what follows from the weights is computed once, too."
-        if "folded" in self._cache: self._cache["folded"][1].fresh = False
+        if "folded" in self._cache:
+            self._cache["folded"][1].fresh = False
         self._weights_rest = True
-        try: yield
-        finally: self._weights_rest = False
+        try:
+            yield
+        finally:
+            self._weights_rest = False
 
 # %% ../nbs/ips/ips_net.ipynb #8d511223
-SELECTORS = ("ips", "oracle", "random") # what decides which patches are kept: attention, or one of two bounds
+SELECTORS = ("ips", "oracle", "random")  # what decides which patches are kept: attention, or one of two bounds
+
 
 def bound_selection(
-    selector: str,     # "oracle": what shows most of what is wanted, and the rest of the memory by chance; "random": all by chance
-    batch: PatchBatch, # for the oracle with `wanted`
-    M: int,            # patches to keep
-    generator: torch.Generator = None, # None: the same choice every time
-) -> Selection:        # scores: how much of what is wanted a patch shows, and below zero what was drawn by chance
+    selector: str,  # "oracle": what shows most of what is wanted, and the rest of the memory by chance; "random": all by chance
+    batch: PatchBatch,  # for the oracle with `wanted`
+    M: int,  # patches to keep
+    generator: torch.Generator = None,  # None: the same choice every time
+) -> Selection:  # scores: how much of what is wanted a patch shows, and below zero what was drawn by chance
     "A selection that has nothing to do with the network. `ValueError` if the oracle is not told what is wanted."
     if selector == "oracle" and batch.wanted is None:
         raise ValueError("selector: 'oracle' must be told where the objects lie, and these patches do not say")
-    if generator is None: generator = torch.Generator().manual_seed(0)
+    if generator is None:
+        generator = torch.Generator().manual_seed(0)
     score = upload(torch.rand(batch.index.shape, generator=generator) - 1, batch.index.device)
-    if selector == "oracle": score = torch.where(batch.wanted > 0, batch.wanted, score)
+    if selector == "oracle":
+        score = torch.where(batch.wanted > 0, batch.wanted, score)
     kept = keep_top(score, M)
     return Selection(kept, score.gather(1, kept))
 
 # %% ../nbs/ips/ips_net.ipynb #d86f994b
 class PatchEncoder(Remembering):
     "What an IPS network does with patches one by one: embed them, in the way that `engine` and `precision` say."
-    engine = property(lambda self: self._engine, lambda self, v: setattr(self, "_engine", _one_of("engine", v, ENGINES)))
-    precision = property(lambda self: self._precision, lambda self, v: setattr(self, "_precision", _one_of("precision", v, PRECISIONS)))
+
+    engine = property(
+        lambda self: self._engine, lambda self, v: setattr(self, "_engine", _one_of("engine", v, ENGINES))
+    )
+    precision = property(
+        lambda self: self._precision, lambda self, v: setattr(self, "_precision", _one_of("precision", v, PRECISIONS))
+    )
     device = property(lambda self: self.transf.crs_attn.q.device)
 
-    def encode(self, x: Tensor, encoder=None) -> Tensor: # (n, ...) -> (n, D) float32
+    def encode(self, x: Tensor, encoder=None) -> Tensor:  # (n, ...) -> (n, D) float32
         "Embed patches at the network's precision."
-        with numerics(self.precision), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"): return (encoder or self.encoder)(x).float()
+        with (
+            numerics(self.precision),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
+        ):
+            return (encoder or self.encoder)(x).float()
 
-    def embed(self, batch: PatchBatch) -> Tensor: # (U, D)
+    def embed(self, batch: PatchBatch) -> Tensor:  # (U, D)
         "Embed every distinct patch, without gradient, in eval mode."
-        parts = tuple(self.encoder.modules()) # the key holds the modules themselves: a part that was exchanged is another encoder
+        parts = tuple(
+            self.encoder.modules()
+        )  # the key holds the modules themselves: a part that was exchanged is another encoder
         made = self._cached("folded", (parts, self.device), lambda: Folded(self.encoder))
         folded = made.module if self._weights_rest and made.fresh else made.refresh()
         with evaluating(self), evaluating(folded), numerics(self.precision):
-            distinct, fitted = embed_distinct(lambda x: self.encode(x, folded), batch, self.chunk or default_chunk(batch.values))
-        if self.chunk or fitted < default_chunk(batch.values): self.chunk = fitted # memory ran out: the next batch starts lower
+            distinct, fitted = embed_distinct(
+                lambda x: self.encode(x, folded), batch, self.chunk or default_chunk(batch.values)
+            )
+        if self.chunk or fitted < default_chunk(batch.values):
+            self.chunk = fitted  # memory ran out: the next batch starts lower
         return distinct
 
-    def position(self, N: int) -> Tensor: # (N, D)
+    def position(self, N: int) -> Tensor:  # (N, D)
         "The position code of N patches (zeros without `use_position`)."
-        return self._cached("position", (N, self.use_position, self.device), lambda: (sinusoid(N, self.encoder.D) * self.use_position).to(self.device))
+        return self._cached(
+            "position",
+            (N, self.use_position, self.device),
+            lambda: (sinusoid(N, self.encoder.D) * self.use_position).to(self.device),
+        )
 
-    def prepare(self, patches): # dense (B, N, C, p, p) tensor or `PatchBatch` -> what the engine works on, on its device
+    def prepare(
+        self, patches
+    ):  # dense (B, N, C, p, p) tensor or `PatchBatch` -> what the engine works on, on its device
         "Distinct patches for the fast engine, all of them for the reference; uint8 becomes [0, 1]. `ValueError` if N is not what the network was made for."
-        batch = compact(patches).to(self.device) if self.engine == "fast" or isinstance(patches, PatchBatch) else patches.to(self.device)
-        if self.engine == "reference": batch = batch.dense() if isinstance(batch, PatchBatch) else batch / 255 if batch.dtype == torch.uint8 else batch
+        batch = (
+            compact(patches).to(self.device)
+            if self.engine == "fast" or isinstance(patches, PatchBatch)
+            else patches.to(self.device)
+        )
+        if self.engine == "reference":
+            batch = (
+                batch.dense() if isinstance(batch, PatchBatch) else batch / 255 if batch.dtype == torch.uint8 else batch
+            )
         N = (batch if torch.is_tensor(batch) else batch.index).shape[1]
-        if self.n_patches not in (None, N): raise ValueError(f"patches: {N} an image, but this network was made for {self.n_patches}")
+        if self.n_patches not in (None, N):
+            raise ValueError(f"patches: {N} an image, but this network was made for {self.n_patches}")
         return batch
 
 # %% ../nbs/ips/ips_net.ipynb #936f4493
 class PatchSelector(PatchEncoder):
     "The selecting half of an IPS network. M and I may be changed at any time."
+
     M = property(lambda self: self._M, lambda self, v: setattr(self, "_M", _at_least_one("M", v)))
     I = property(lambda self: self._I, lambda self, v: setattr(self, "_I", _at_least_one("I", v)))
-    selector = property(lambda self: self._selector, lambda self, v: setattr(self, "_selector", _one_of("selector", v, SELECTORS)))
+    selector = property(
+        lambda self: self._selector, lambda self, v: setattr(self, "_selector", _one_of("selector", v, SELECTORS))
+    )
 
-    def order(self, B: int, N: int, generator=None) -> Tensor: # (B, N) int64
+    def order(self, B: int, N: int, generator=None) -> Tensor:  # (B, N) int64
         "The order in which patches arrive. Prediction without a generator starts from a fixed seed, so that it is repeatable."
-        if generator is None and not self.training: generator = torch.Generator().manual_seed(0)
+        if generator is None and not self.training:
+            generator = torch.Generator().manual_seed(0)
         return upload(arrival_order(B, N, self.shuffle, generator), self.device)
 
     @torch.no_grad()
-    def search(self, batch, generator=None): # prepared batch -> (Selection, embeddings of its distinct patches, or None)
+    def search(
+        self, batch, generator=None
+    ):  # prepared batch -> (Selection, embeddings of its distinct patches, or None)
         "Select, with what can be used again. Scores are float32 whatever the encoder's precision."
-        if self.selector != "ips": return bound_selection(self.selector, batch, self.M, generator), None
+        if self.selector != "ips":
+            return bound_selection(self.selector, batch, self.M, generator), None
         with numerics("float32"):
-            if torch.is_tensor(batch): return reference_select(self, batch, generator), None
+            if torch.is_tensor(batch):
+                return reference_select(self, batch, generator), None
             distinct, A, (B, N) = self.embed(batch), self.transf.crs_attn.score_matrix(), batch.index.shape
             order, mask = self.order(B, N, generator), self.mask if self.training else None
-            logits = arriving_logits(distinct @ A.T, self.position(N) @ A.T, batch.index, order) # (B, H*T, N)
-            if mask or self.device.type != "cuda": return replay(logits, order, self.M, self.I, mask, generator), distinct
+            logits = arriving_logits(distinct @ A.T, self.position(N) @ A.T, batch.index, order)  # (B, H*T, N)
+            if mask or self.device.type != "cuda":
+                return replay(logits, order, self.M, self.I, mask, generator), distinct
             return self._cached("captured", self.device, Captured)(logits, order, self.M, self.I), distinct
 
     def select(self, patches, generator: torch.Generator = None) -> Selection:
         "The M most attended patches of each image, best first; all of them, ranked, if there are no more than M."
         return self.search(self.prepare(patches), generator)[0]
 
-    def predict(self, patches, generator: torch.Generator = None) -> dict: # task -> (B, classes)
+    def predict(self, patches, generator: torch.Generator = None) -> dict:  # task -> (B, classes)
         "Probabilities, in eval mode whatever the current mode."
-        with evaluating(self), torch.no_grad(), numerics(self.precision): return self(patches, generator).probs
+        with evaluating(self), torch.no_grad(), numerics(self.precision):
+            return self(patches, generator).probs
 
-    def survivors(self, batch, cells: Tensor, distinct=None) -> Tensor: # (B, M, D), with position
+    def survivors(self, batch, cells: Tensor, distinct=None) -> Tensor:  # (B, M, D), with position
         "Embeddings of the kept cells (B, M): from `distinct` in eval mode without gradient, else encoded again."
         dense = torch.is_tensor(batch)
-        if distinct is not None and not self.training and not torch.is_grad_enabled(): x = distinct[batch.index.gather(1, cells)]
-        else: x = self.encode((torch.stack([p[c] for p, c in zip(batch, cells)]) if dense else batch.pick(cells)).flatten(0, 1)).view(*cells.shape, -1)
+        if distinct is not None and not self.training and not torch.is_grad_enabled():
+            x = distinct[batch.index.gather(1, cells)]
+        else:
+            x = self.encode(
+                (torch.stack([p[c] for p, c in zip(batch, cells)]) if dense else batch.pick(cells)).flatten(0, 1)
+            ).view(*cells.shape, -1)
         return x + self.position((batch if dense else batch.index).shape[1])[cells]
 
 # %% ../nbs/ips/ips_net.ipynb #8470680c
 class Output(NamedTuple):
     "What an IPS network says about a batch."
-    probs: dict          # task -> (B, classes) probabilities
-    pooled: Pooled       # tokens, heads and attention, for the regularisers
+
+    probs: dict  # task -> (B, classes) probabilities
+    pooled: Pooled  # tokens, heads and attention, for the regularisers
     selection: Selection
+
 
 ACTIVATIONS = {"softmax": nn.Softmax(dim=-1), "sigmoid": nn.Sigmoid()}
 
 # %% ../nbs/ips/ips_net.ipynb #91586180
 class IPSNet(PatchSelector):
     "Iterative Patch Selection network (arXiv 2210.13007). `net(patches)`, with a dense (B, N, C, p, p) tensor in [0, 1] or a `PatchBatch`, selects and classifies."
-    def __init__(self,
-        encoder: nn.Module,        # (n, C, p, p) -> (n, D), with attribute D
-        tasks: dict,               # name -> (kind, classes), kind "softmax" or "sigmoid"; one query each
-        M: int = 100, I: int = 100,# patches kept in memory; patches that join at each step
-        n_patches: int|None = None,# N, checked if given
-        use_position: bool = True, # add the sinusoidal position code?
-        shuffle: str|None = None,  # see `arrival_order`
-        mask: nn.Module|None = None, # STKIM, active in training
-        engine: str = "fast",      # or "reference": the definition, to compare with
-        precision: str = "float32",# of the encoder; see `PRECISIONS`
-        selector: str = "ips",     # or a bound: "oracle", "random"; see `bound_selection`
-        chunk: int|None = None,    # patches embedded at once; None: chosen for the device
-        **transformer,             # H, Dk, Dv, D_inner, dropout
+
+    def __init__(
+        self,
+        encoder: nn.Module,  # (n, C, p, p) -> (n, D), with attribute D
+        tasks: dict,  # name -> (kind, classes), kind "softmax" or "sigmoid"; one query each
+        M: int = 100,
+        I: int = 100,  # patches kept in memory; patches that join at each step
+        n_patches: int | None = None,  # N, checked if given
+        use_position: bool = True,  # add the sinusoidal position code?
+        shuffle: str | None = None,  # see `arrival_order`
+        mask: nn.Module | None = None,  # STKIM, active in training
+        engine: str = "fast",  # or "reference": the definition, to compare with
+        precision: str = "float32",  # of the encoder; see `PRECISIONS`
+        selector: str = "ips",  # or a bound: "oracle", "random"; see `bound_selection`
+        chunk: int | None = None,  # patches embedded at once; None: chosen for the device
+        **transformer,  # H, Dk, Dv, D_inner, dropout
     ):
         super().__init__()
         self.encoder, self.transf, self.mask = encoder, Transformer(encoder.D, len(tasks), **transformer), mask
-        self.output_layers = nn.ModuleDict({t: nn.Sequential(nn.Linear(encoder.D, n), ACTIVATIONS[kind]) for t, (kind, n) in tasks.items()})
+        self.output_layers = nn.ModuleDict(
+            {t: nn.Sequential(nn.Linear(encoder.D, n), ACTIVATIONS[kind]) for t, (kind, n) in tasks.items()}
+        )
         self.tasks, self.n_patches, self.use_position, self._cache = dict(tasks), n_patches, use_position, {}
-        self.M, self.I, self.shuffle, self.chunk, self.engine, self.precision = M, I, shuffle, chunk and _at_least_one("chunk", chunk), engine, precision
+        self.M, self.I, self.shuffle, self.chunk, self.engine, self.precision = (
+            M,
+            I,
+            shuffle,
+            chunk and _at_least_one("chunk", chunk),
+            engine,
+            precision,
+        )
         self.selector = selector
-        if engine == "fast": self.encoder.to(memory_format=torch.channels_last)    # as convolutions like it
+        if engine == "fast":
+            self.encoder.to(memory_format=torch.channels_last)  # as convolutions like it
 
-    def pool(self, x: Tensor, selection: Selection) -> Output: # x (B, M, D), with position
+    def pool(self, x: Tensor, selection: Selection) -> Output:  # x (B, M, D), with position
         "Attend to the survivors' embeddings and classify."
         pooled = self.transf(x)
         return Output(self.classify(pooled.tokens), pooled, selection)
 
-    def look(self, batch, selection: Selection, distinct=None) -> Output: return self.pool(self.survivors(batch, selection.index, distinct), selection)
+    def look(self, batch, selection: Selection, distinct=None) -> Output:
+        return self.pool(self.survivors(batch, selection.index, distinct), selection)
 
     def forward(self, patches, generator: torch.Generator = None) -> Output:
         batch = self.prepare(patches)
         return self.look(batch, *self.search(batch, generator))
 
-    def classify(self, tokens: Tensor) -> dict: # (B, ..., T, D) -> task -> (B, ..., classes)
+    def classify(self, tokens: Tensor) -> dict:  # (B, ..., T, D) -> task -> (B, ..., classes)
         return {t: head(tokens[..., i, :]) for i, (t, head) in enumerate(self.output_layers.items())}
 
 # %% ../nbs/ips/ips_net.ipynb #ede57fbd
 def _read_state(path):
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError: raise
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as e: raise ValueError(f"{path} is not a readable checkpoint: {e}") from e
-    if not isinstance(state, dict) or "transf.crs_attn.q" not in state: raise ValueError(f"{path} is not a published IPS checkpoint: no 'transf.crs_attn.q' in it")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as e:
+        raise ValueError(f"{path} is not a readable checkpoint: {e}") from e
+    if not isinstance(state, dict) or "transf.crs_attn.q" not in state:
+        raise ValueError(f"{path} is not a published IPS checkpoint: no 'transf.crs_attn.q' in it")
     return state
 
+
 def load_published(
-    path: str|Path,          # state dict in the authors' layout
-    canvas: int|tuple = 1500,# side, or (height, width), pixels
+    path: str | Path,  # state dict in the authors' layout
+    canvas: int | tuple = 1500,  # side, or (height, width), pixels
     patch_size: int = 50,
-    stride: int|None = None,
-    position: bool = True,   # True for Megapixel MNIST, False for traffic signs
-) -> IPSNet:                 # in eval mode, M = I = 100, no shuffling
+    stride: int | None = None,
+    position: bool = True,  # True for Megapixel MNIST, False for traffic signs
+) -> IPSNet:  # in eval mode, M = I = 100, no shuffling
     "The network in a checkpoint of the papers' authors. `ValueError` names the file if its layout is another."
     state = _read_state(path)
     try:
         (_, T, D), Dv = state["transf.crs_attn.q"].shape, state["transf.crs_attn.fb.weight"].shape[1]
         H = state["transf.crs_attn.v_w.weight"].shape[0] // Dv
-        heads = {k.split(".")[1]: v.shape[0] for k, v in state.items() if k.startswith("output_layers.") and k.endswith(".weight")}
+        heads = {
+            k.split(".")[1]: v.shape[0]
+            for k, v in state.items()
+            if k.startswith("output_layers.") and k.endswith(".weight")
+        }
         stages = sum(f"encoder.{4 + i}.0.conv1.weight" in state for i in range(4))
         encoder = resnet_encoder("resnet18", stages, in_chans=state["encoder.0.weight"].shape[1])
         tasks = {t: ("sigmoid" if t == "multi" or n == 1 else "softmax", n) for t, n in heads.items()}
         rows, cols = grid_shape(*canvas_shape(canvas), patch_size, stride)
-        net = IPSNet(encoder, tasks, n_patches=rows * cols, use_position=position, H=H, Dv=Dv, Dk=state["transf.crs_attn.k_w.weight"].shape[0] // H,
-                     D_inner=state["transf.mlp.w_1.weight"].shape[0])
+        net = IPSNet(
+            encoder,
+            tasks,
+            n_patches=rows * cols,
+            use_position=position,
+            H=H,
+            Dv=Dv,
+            Dk=state["transf.crs_attn.k_w.weight"].shape[0] // H,
+            D_inner=state["transf.mlp.w_1.weight"].shape[0],
+        )
         net.load_state_dict(state)
-    except (KeyError, RuntimeError) as e: raise ValueError(f"{path} does not have the published layout: {e}") from e
+    except (KeyError, RuntimeError) as e:
+        raise ValueError(f"{path} does not have the published layout: {e}") from e
     return net.eval()

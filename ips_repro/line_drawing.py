@@ -8,7 +8,6 @@ __all__ = ['SIDE', 'TABLE', 'Residual', 'InformativeDrawing', 'load_generator', 
 
 # %% ../nbs/lines/line_drawing.ipynb #e4c3134b
 import csv
-import io
 from pathlib import Path
 
 import cv2
@@ -21,109 +20,175 @@ from torch import Tensor
 from .base.core import sha256, write_atomic, write_csv
 
 # %% ../nbs/lines/line_drawing.ipynb #5050d066
-def _conv(*layers): return nn.Sequential(*layers)
+def _conv(*layers):
+    return nn.Sequential(*layers)
+
 
 class Residual(nn.Module):
     "Two 3×3 convolutions beside the identity."
+
     def __init__(self, D: int):
         super().__init__()
         half = lambda: (nn.ReflectionPad2d(1), nn.Conv2d(D, D, 3), nn.InstanceNorm2d(D))
         self.conv_block = nn.Sequential(*half(), nn.ReLU(), *half())
-    def forward(self, x): return x + self.conv_block(x)
+
+    def forward(self, x):
+        return x + self.conv_block(x)
+
 
 class InformativeDrawing(nn.Module):
     "The informative-drawings network (ResNet generator, arXiv 2203.12691): colour (B, 3, H, W), normalised to mean 0.5 and std 0.5, to (B, 1, H, W) in [0, 1]: dark lines on white."
+
     def __init__(self, n_blocks: int = 3):
         super().__init__()
         norm = lambda D: (nn.InstanceNorm2d(D), nn.ReLU())
         self.model0 = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(3, 64, 7), *norm(64))
         self.model1 = nn.Sequential(nn.Conv2d(64, 128, 3, 2, 1), *norm(128), nn.Conv2d(128, 256, 3, 2, 1), *norm(256))
         self.model2 = nn.Sequential(*(Residual(256) for _ in range(n_blocks)))
-        self.model3 = nn.Sequential(nn.ConvTranspose2d(256, 128, 3, 2, 1, output_padding=1), *norm(128), nn.ConvTranspose2d(128, 64, 3, 2, 1, output_padding=1), *norm(64))
+        self.model3 = nn.Sequential(
+            nn.ConvTranspose2d(256, 128, 3, 2, 1, output_padding=1),
+            *norm(128),
+            nn.ConvTranspose2d(128, 64, 3, 2, 1, output_padding=1),
+            *norm(64),
+        )
         self.model4 = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(64, 1, 7), nn.Sigmoid())
-    def forward(self, x: Tensor) -> Tensor: return self.model4(self.model3(self.model2(self.model1(self.model0(x)))))
 
-def load_generator(path: str|Path) -> InformativeDrawing:
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model4(self.model3(self.model2(self.model1(self.model0(x)))))
+
+
+def load_generator(path: str | Path) -> InformativeDrawing:
     "A generator with the weights of a public checkpoint, in eval mode. `ValueError` names the file and what is wrong with it."
     path = Path(path)
-    if not path.is_file(): raise ValueError(f"generator: there is no {path}; the public checkpoints come with the code of informative drawings (arXiv 2203.12691)")
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e: raise ValueError(f"generator: {path} is no checkpoint ({str(e).splitlines()[0][:200]})") from None
+    if not path.is_file():
+        raise ValueError(
+            f"generator: there is no {path}; the public checkpoints come with the code of informative drawings (arXiv 2203.12691)"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:
+        raise ValueError(f"generator: {path} is no checkpoint ({str(e).splitlines()[0][:200]})") from None
     blocks = {k.split(".")[1] for k in state if k.startswith("model2.")} if isinstance(state, dict) else ()
     net = InformativeDrawing(len(blocks))
-    try: net.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as e: raise ValueError(f"generator: {path} does not have the generator's weights ({str(e).splitlines()[-1].strip()[:200]})") from None
+    try:
+        net.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as e:
+        raise ValueError(
+            f"generator: {path} does not have the generator's weights ({str(e).splitlines()[-1].strip()[:200]})"
+        ) from None
     return net.eval()
 
 # %% ../nbs/lines/line_drawing.ipynb #e6732ced
-SIDE = 64 # of a drawing, pixels
+SIDE = 64  # of a drawing, pixels
 
-def _prepared(image, side): # grey, blurred, small: as published
+
+def _prepared(image, side):  # grey, blurred, small: as published
     return image.convert("L").filter(ImageFilter.GaussianBlur(7)).resize((side, side), Image.Resampling.BICUBIC)
 
-def drawing_by_generator(image: Image.Image, net: InformativeDrawing, side: int = SIDE) -> np.ndarray: # (side, side) float32, 1 = line
+
+def drawing_by_generator(
+    image: Image.Image, net: InformativeDrawing, side: int = SIDE
+) -> np.ndarray:  # (side, side) float32, 1 = line
     "The published pipeline: grey, Gaussian blur of radius 7, bicubic to side × side, generator. Its lines are dark on white."
     x = torch.from_numpy(np.asarray(_prepared(image, side).convert("RGB"), np.float32).transpose(2, 0, 1) / 127.5 - 1)
-    with torch.no_grad(): return 1 - net(x[None].to(next(net.parameters()).device))[0, 0].cpu().numpy()
+    with torch.no_grad():
+        return 1 - net(x[None].to(next(net.parameters()).device))[0, 0].cpu().numpy()
 
-def drawing_by_canny(image: Image.Image, side: int = SIDE, sigma: float = 1.5) -> np.ndarray: # (side, side) float32, 1 = line
+
+def drawing_by_canny(
+    image: Image.Image, side: int = SIDE, sigma: float = 1.5
+) -> np.ndarray:  # (side, side) float32, 1 = line
     "Canny's edges (OpenCV) of the blurred grey picture, averaged down: no network, and not what was published."
     grey = cv2.GaussianBlur(np.asarray(image.convert("L")), (0, 0), sigma)
-    high = max(40., float(np.percentile(cv2.magnitude(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)), 95)))
-    return cv2.resize(cv2.Canny(grey, high / 2, high).astype(np.float32) / 255, (side, side), interpolation=cv2.INTER_AREA)
+    high = max(
+        40.0,
+        float(np.percentile(cv2.magnitude(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)), 95)),
+    )
+    return cv2.resize(
+        cv2.Canny(grey, high / 2, high).astype(np.float32) / 255, (side, side), interpolation=cv2.INTER_AREA
+    )
 
 # %% ../nbs/lines/line_drawing.ipynb #e6150cdb
 class Drawer:
     "How drawings are made: `canny`, or the path of the generator's weights. `name` says so in every result, `sha256` with which weights."
-    def __init__(self, how: str|Path = "canny", side: int = SIDE, device="cpu"):
+
+    def __init__(self, how: str | Path = "canny", side: int = SIDE, device="cpu"):
         self.net = None if str(how) == "canny" else load_generator(how).to(device)
         self.side, self.sha256 = side, None if self.net is None else sha256(how)
-        self.name = "canny (OpenCV; not the published generator)" if self.net is None else f"informative drawings, weights {self.sha256[:12]}"
-    def __call__(self, image: Image.Image) -> np.ndarray: # (side, side) float32, 1 = line
-        image = ImageOps.fit(image, (min(image.size),) * 2)          # the middle square, as the network sees it
-        return drawing_by_canny(image, self.side) if self.net is None else drawing_by_generator(image, self.net, self.side)
+        self.name = (
+            "canny (OpenCV; not the published generator)"
+            if self.net is None
+            else f"informative drawings, weights {self.sha256[:12]}"
+        )
 
-def open_image(path: str|Path) -> Image.Image:
+    def __call__(self, image: Image.Image) -> np.ndarray:  # (side, side) float32, 1 = line
+        image = ImageOps.fit(image, (min(image.size),) * 2)  # the middle square, as the network sees it
+        return (
+            drawing_by_canny(image, self.side) if self.net is None else drawing_by_generator(image, self.net, self.side)
+        )
+
+
+def open_image(path: str | Path) -> Image.Image:
     "A picture as RGB, turned as its camera held it. `ValueError` names one that cannot be read."
     try:
-        with Image.open(path) as im: return ImageOps.exif_transpose(im).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e: raise ValueError(f"images: {path} cannot be read ({str(e)[:200]})") from None
+        with Image.open(path) as im:
+            return ImageOps.exif_transpose(im).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise ValueError(f"images: {path} cannot be read ({str(e)[:200]})") from None
+
 
 TABLE = ("image", "image_sha256", "drawing_sha256", "by")
 
+
 def preprocess(
-    root: str|Path,          # folder of images
-    images: list,            # their paths relative to it
-    cache: str|Path,         # folder of drawings, <image>.png each
+    root: str | Path,  # folder of images
+    images: list,  # their paths relative to it
+    cache: str | Path,  # folder of drawings, <image>.png each
     drawer: Drawer,
     say=lambda line: None,
-) -> list[Path]:             # the drawings, in the order of `images`
+) -> list[Path]:  # the drawings, in the order of `images`
     "Draw what is not drawn yet; what was interrupted goes on. `ValueError` names an image that cannot be read."
     root, cache = Path(root), Path(cache)
     known = {r["image"]: r for r in _read_table(cache)}
-    todo = [i for i in map(str, images) if not _is_drawn(root/i, _drawing(cache, i), known.get(i), drawer)]
+    todo = [i for i in map(str, images) if not _is_drawn(root / i, _drawing(cache, i), known.get(i), drawer)]
     for n, i in enumerate(todo, 1):
-        ink = drawer(open_image(root/i))
+        ink = drawer(open_image(root / i))
         ok, png = cv2.imencode(".png", ((1 - ink).clip(0, 1) * 255).round().astype(np.uint8))
         _drawing(cache, i).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(_drawing(cache, i), png.tobytes())
-        known[i] = dict(zip(TABLE, (i, sha256(root/i), sha256(_drawing(cache, i)), drawer.name)))
-        if n % 500 == 0 or n == len(todo): write_csv(cache/"drawings.csv", list(known.values())); say(f"{n} of {len(todo)} drawings made")
+        known[i] = dict(zip(TABLE, (i, sha256(root / i), sha256(_drawing(cache, i)), drawer.name)))
+        if n % 500 == 0 or n == len(todo):
+            write_csv(cache / "drawings.csv", list(known.values()))
+            say(f"{n} of {len(todo)} drawings made")
     return [_drawing(cache, str(i)) for i in images]
 
 # %% ../nbs/lines/line_drawing.ipynb #635fab92
-def _drawing(cache, image): return cache/f"{image}.png"
+def _drawing(cache, image):
+    return cache / f"{image}.png"
+
 
 def _read_table(cache):
-    if not (cache/"drawings.csv").is_file(): return []
-    with open(cache/"drawings.csv", newline="") as f: return [r for r in csv.DictReader(f) if set(TABLE) <= set(r)]
+    if not (cache / "drawings.csv").is_file():
+        return []
+    with open(cache / "drawings.csv", newline="") as f:
+        return [r for r in csv.DictReader(f) if set(TABLE) <= set(r)]
+
 
 def _is_drawn(image, drawing, row, drawer):
-    return row is not None and row["by"] == drawer.name and drawing.is_file() and sha256(drawing) == row["drawing_sha256"] and sha256(image) == row["image_sha256"]
+    return (
+        row is not None
+        and row["by"] == drawer.name
+        and drawing.is_file()
+        and sha256(drawing) == row["drawing_sha256"]
+        and sha256(image) == row["image_sha256"]
+    )
 
-def read_drawing(path: str|Path) -> np.ndarray: # (side, side) float32, 1 = line
+
+def read_drawing(path: str | Path) -> np.ndarray:  # (side, side) float32, 1 = line
     "A drawing as `preprocess` keeps it, black on white."
     try:
-        with Image.open(path) as im: grey = im.convert("L")
-    except (OSError, ValueError) as e: raise ValueError(f"drawings: {path} cannot be read ({str(e)[:200]})") from None
+        with Image.open(path) as im:
+            grey = im.convert("L")
+    except (OSError, ValueError) as e:
+        raise ValueError(f"drawings: {path} cannot be read ({str(e)[:200]})") from None
     return 1 - np.asarray(grey, np.float32) / 255

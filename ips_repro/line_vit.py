@@ -17,60 +17,85 @@ from .lines.settings import STRATEGIES
 
 # %% ../nbs/lines/line_vit.ipynb #35b62827
 def _plain_vit(model, **kw):
-    try: vit = timm.create_model(model, **kw) if timm.is_model(model) else None
-    except TypeError as e: raise ValueError(f"model: {model!r} cannot be made so ({e})") from None # others do not know img_size
-    if not isinstance(vit, VisionTransformer): raise ValueError(f"model: {model!r} is no plain ViT of timm, such as vit_tiny_patch16_224")
+    try:
+        vit = timm.create_model(model, **kw) if timm.is_model(model) else None
+    except TypeError as e:
+        raise ValueError(f"model: {model!r} cannot be made so ({e})") from None  # others do not know img_size
+    if not isinstance(vit, VisionTransformer):
+        raise ValueError(f"model: {model!r} is no plain ViT of timm, such as vit_tiny_patch16_224")
     return vit
 
-def _pair(size): return (size, size) if isinstance(size, int) else tuple(size)
+
+def _pair(size):
+    return (size, size) if isinstance(size, int) else tuple(size)
+
 
 def _check(size, ld_size, patch, grid, strategy, pos_embed):
-    if strategy not in STRATEGIES: raise ValueError(f"strategy: {strategy!r} is none of {', '.join(STRATEGIES)}")
-    if any(s % p for s, p in zip(size, patch)): raise ValueError(f"color_img_size: {size[0]}x{size[1]} px cannot be divided into patches of {patch[0]}x{patch[1]}")
-    if any(s % g for s, g in zip(ld_size, grid)): raise ValueError(f"ld_img_size: {ld_size[0]}x{ld_size[1]} px cannot be divided into {grid[0]}x{grid[1]} patches")
-    if pos_embed not in ("resample", "reinit"): raise ValueError(f"pos_embed: {pos_embed!r} is neither resample nor reinit")
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy: {strategy!r} is none of {', '.join(STRATEGIES)}")
+    if any(s % p for s, p in zip(size, patch)):
+        raise ValueError(
+            f"color_img_size: {size[0]}x{size[1]} px cannot be divided into patches of {patch[0]}x{patch[1]}"
+        )
+    if any(s % g for s, g in zip(ld_size, grid)):
+        raise ValueError(
+            f"ld_img_size: {ld_size[0]}x{ld_size[1]} px cannot be divided into {grid[0]}x{grid[1]} patches"
+        )
+    if pos_embed not in ("resample", "reinit"):
+        raise ValueError(f"pos_embed: {pos_embed!r} is neither resample nor reinit")
 
-def _only(tokens, kept, prefix): # (B, prefix + N, D), (B, k) -> (B, prefix + k, D)
+
+def _only(tokens, kept, prefix):  # (B, prefix + N, D), (B, k) -> (B, prefix + k, D)
     places = torch.cat([torch.arange(prefix, device=kept.device).expand(len(kept), -1), kept + prefix], 1)
     return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
 
 # %% ../nbs/lines/line_vit.ipynb #2b56cd52
 class SelectiveMagnoViT(nn.Module):
     "A ViT for colour images whose patches a line drawing selects. `ValueError` names a setting that is impossible."
-    def __init__(self,
-        patch_percentage: float = 0.4, # share of the patches to keep
+
+    def __init__(
+        self,
+        patch_percentage: float = 0.4,  # share of the patches to keep
         num_classes: int = 10,
-        color_img_size: int|tuple[int, int] = 256, # height and width of the images, pixels
-        ld_img_size: int|tuple[int, int] = 64,     # of the drawings
-        pretrained: bool = False,      # ImageNet weights, downloaded by timm
-        model: str = "vit_tiny_patch16_224", # any plain ViT of timm
-        strategy: str = "topk",        # topk, sample, random or centre
-        std: float = 0.25,             # of the Gaussian around the centre of gravity
-        temperature: float = 1.,       # of the softmax over the ink
-        pos_embed: str = "resample",   # position embedding: timm's, resampled to the grid, or reinit: new (published)
-        **vit,                         # for timm: patch_size, embed_dim, depth, num_heads, ...
+        color_img_size: int | tuple[int, int] = 256,  # height and width of the images, pixels
+        ld_img_size: int | tuple[int, int] = 64,  # of the drawings
+        pretrained: bool = False,  # ImageNet weights, downloaded by timm
+        model: str = "vit_tiny_patch16_224",  # any plain ViT of timm
+        strategy: str = "topk",  # topk, sample, random or centre
+        std: float = 0.25,  # of the Gaussian around the centre of gravity
+        temperature: float = 1.0,  # of the softmax over the ink
+        pos_embed: str = "resample",  # position embedding: timm's, resampled to the grid, or reinit: new (published)
+        **vit,  # for timm: patch_size, embed_dim, depth, num_heads, ...
     ):
         super().__init__()
         size, self.ld_img_size = _pair(color_img_size), _pair(ld_img_size)
         self.vit = _plain_vit(model, pretrained=pretrained, num_classes=num_classes, img_size=size, **vit)
         self.grid = tuple(self.vit.patch_embed.grid_size)
         _check(size, self.ld_img_size, self.vit.patch_embed.patch_size, self.grid, strategy, pos_embed)
-        if pos_embed == "reinit": nn.init.trunc_normal_(self.vit.pos_embed, std=0.02)
+        if pos_embed == "reinit":
+            nn.init.trunc_normal_(self.vit.pos_embed, std=0.02)
         self.k = n_kept(self.grid[0] * self.grid[1], patch_percentage)
         self.strategy, self.std, self.temperature = strategy, std, temperature
-    def get_num_selected_patches(self) -> int: return self.k
-    def get_selected_patch_indices(self, lines: Tensor, generator=None) -> Tensor: # (B, k), ascending
+
+    def get_num_selected_patches(self) -> int:
+        return self.k
+
+    def get_selected_patch_indices(self, lines: Tensor, generator=None) -> Tensor:  # (B, k), ascending
         "Which patches of a batch of drawings (B, 1, H, W) are kept; of either polarity, see [lines/score](../lines/score.ipynb)."
-        if tuple(lines.shape[-2:]) != self.ld_img_size: raise ValueError(f"lines: {lines.shape[-2]}x{lines.shape[-1]} px, not {self.ld_img_size[0]}x{self.ld_img_size[1]}")
+        if tuple(lines.shape[-2:]) != self.ld_img_size:
+            raise ValueError(
+                f"lines: {lines.shape[-2]}x{lines.shape[-1]} px, not {self.ld_img_size[0]}x{self.ld_img_size[1]}"
+            )
         return choose_patches(lines, self.grid, self.k, self.strategy, self.std, self.temperature, generator)
 
-    def forward_kept(self, color: Tensor, kept: Tensor) -> Tensor: # logits (B, num_classes)
+    def forward_kept(self, color: Tensor, kept: Tensor) -> Tensor:  # logits (B, num_classes)
         "Of colour images (B, 3, H, W) only the patches `kept` (B, k)."
-        if len(color) != len(kept): raise ValueError(f"lines: {len(kept)} drawings for {len(color)} images")
+        if len(color) != len(kept):
+            raise ValueError(f"lines: {len(kept)} drawings for {len(color)} images")
         vit = self.vit
         x = vit.patch_drop(_only(vit._pos_embed(vit.patch_embed(color)), kept, vit.num_prefix_tokens))
         return vit.forward_head(vit.norm(vit.blocks(vit.norm_pre(x))))
 
-    def forward(self, color: Tensor, lines: Tensor, generator=None) -> Tensor: # logits (B, num_classes)
+    def forward(self, color: Tensor, lines: Tensor, generator=None) -> Tensor:  # logits (B, num_classes)
         "Logits of colour images (B, 3, H, W) with their drawings (B, 1, h, w)."
         return self.forward_kept(color, self.get_selected_patch_indices(lines, generator))

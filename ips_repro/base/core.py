@@ -21,34 +21,40 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../../nbs/base/core.ipynb #c04f4ec5
-def project_root() -> Path: # the folder that holds settings.ini and nbs/
+def project_root() -> Path:  # the folder that holds settings.ini and nbs/
     "The checkout this package belongs to, else the nearest one above the working folder. `FileNotFoundError` if there is none."
     here = Path(__file__).resolve().parent.parent if "__file__" in globals() else Path.cwd()
     cwd = Path.cwd()
     for folder in (here, cwd, *cwd.parents):
-        if (folder/"settings.ini").is_file() and (folder/"nbs").is_dir(): return folder
+        if (folder / "settings.ini").is_file() and (folder / "nbs").is_dir():
+            return folder
     raise FileNotFoundError(f"no ips_repro checkout at or above {cwd}: start inside the cloned folder")
 
 # %% ../../nbs/base/core.ipynb #06efdcfd
 def out_root() -> Path:
     "Where `results/` and `figures/` live: `$IPS_REPRO_OUT` if set, else the project's root."
-    return Path(os.environ["IPS_REPRO_OUT"]).expanduser().resolve() if os.environ.get("IPS_REPRO_OUT") else project_root()
+    return (
+        Path(os.environ["IPS_REPRO_OUT"]).expanduser().resolve() if os.environ.get("IPS_REPRO_OUT") else project_root()
+    )
 
-SCALES = ("smoke", "quick", "paper") # seconds, for tests | minutes, on a CPU | as published
+
+SCALES = ("smoke", "quick", "paper")  # seconds, for tests | minutes, on a CPU | as published
+
 
 def scale_dir(
     kind: str,  # "results" or "figures"
-    scale: str, # one of `SCALES`
-) -> Path: # absolute; not created
+    scale: str,  # one of `SCALES`
+) -> Path:  # absolute; not created
     "The folder itself for the paper scale; anything smaller gets one below it that says so."
-    if scale not in SCALES: raise ValueError(f"scale: {scale!r} is none of {', '.join(SCALES)}")
-    base = out_root()/kind
-    return base if scale == "paper" else base/scale
+    if scale not in SCALES:
+        raise ValueError(f"scale: {scale!r} is none of {', '.join(SCALES)}")
+    base = out_root() / kind
+    return base if scale == "paper" else base / scale
 
 # %% ../../nbs/base/core.ipynb #1f752a4d
 def write_atomic(
-    path: str|Path,    # destination; its folder must exist
-    data: str|bytes,   # the whole new content; text is written as UTF-8
+    path: str | Path,  # destination; its folder must exist
+    data: str | bytes,  # the whole new content; text is written as UTF-8
 ) -> Path:
     "Replace `path` with `data` in one step (write beside, fsync, rename)."
     path = Path(path)
@@ -66,21 +72,27 @@ def write_atomic(
         raise
     return path
 
-def write_json(path: str|Path, obj) -> Path:
+
+def write_json(path: str | Path, obj) -> Path:
     "Write `obj` as indented JSON; NaN is refused, since other readers cannot parse it."
     return write_atomic(path, json.dumps(obj, indent=1, allow_nan=False) + "\n")
 
-def sha256(path: str|Path) -> str: # 64 hex digits
-    "The SHA-256 of a file."
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
-def read_json(path: str|Path):
+def sha256(path: str | Path) -> str:  # 64 hex digits
+    "The SHA-256 of a file."
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def read_json(path: str | Path):
     "Read a JSON file; `ValueError` names the file if it is not JSON."
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as e: raise ValueError(f"{path} is not readable as JSON: {e}") from e
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is not readable as JSON: {e}") from e
 
 # %% ../../nbs/base/core.ipynb #58208502
-def write_csv(path: str|Path, rows: list[dict]) -> Path:
+def write_csv(path: str | Path, rows: list[dict]) -> Path:
     "Write `rows` (all with the same keys) as CSV, header first, in one step."
     text = io.StringIO()
     w = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
@@ -88,11 +100,14 @@ def write_csv(path: str|Path, rows: list[dict]) -> Path:
     w.writerows(rows)
     return write_atomic(path, text.getvalue())
 
-def read_csv(path: str|Path) -> list[dict]:
+
+def read_csv(path: str | Path) -> list[dict]:
     "The rows of a CSV file, all values as text. `ValueError` names the file if it is none."
     try:
-        with open(path, newline="", encoding="utf-8-sig") as f: return list(csv.DictReader(f, strict=True))
-    except (UnicodeDecodeError, csv.Error) as e: raise ValueError(f"{path} is not readable as CSV: {e}") from e
+        with open(path, newline="", encoding="utf-8-sig") as f:
+            return list(csv.DictReader(f, strict=True))
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise ValueError(f"{path} is not readable as CSV: {e}") from e
 
 # %% ../../nbs/base/core.ipynb #9712ed75
 def skipped(why: str) -> None:
@@ -102,23 +117,26 @@ def skipped(why: str) -> None:
 
 # %% ../../nbs/base/core.ipynb #439bedbd
 def child_seed(
-    seed: int, # the run's seed
-    *names,    # what the stream is for, e.g. "order", 3
-) -> int:      # in [0, 2**63)
+    seed: int,  # the run's seed
+    *names,  # what the stream is for, e.g. "order", 3
+) -> int:  # in [0, 2**63)
     "A seed for the stream `names` of a run: a hash, so equal on every machine and unrelated between names."
     key = "/".join(map(str, (seed, *names))).encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1
 
 # %% ../../nbs/base/core.ipynb #d11acb14
-def generator(seed: int, *names): # -> torch.Generator on the CPU
+def generator(seed: int, *names):  # -> torch.Generator on the CPU
     "A torch generator for the stream `names` of the run `seed`."
     import torch
+
     return torch.Generator().manual_seed(child_seed(seed, *names))
+
 
 def seed_libraries(seed: int) -> None:
     "Seed the global streams that libraries draw from (weight initialisation and dropout use torch's)."
     import numpy as np
     import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -127,18 +145,32 @@ def seed_libraries(seed: int) -> None:
 @contextmanager
 def sigterm_interrupts():
     "Inside the block SIGTERM and the closing of the terminal interrupt like Ctrl-C, so that everything can still be put in order. Elsewhere than in the main thread it does nothing."
-    if threading.current_thread() is not threading.main_thread(): yield; return
-    def stop(number, _): raise KeyboardInterrupt(signal.Signals(number).name)
-    before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN} # nohup ignores the terminal
-    try: yield
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, _):
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {
+        s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN
+    }  # nohup ignores the terminal
+    try:
+        yield
     finally:
-        for s, handler in before.items(): signal.signal(s, handler)
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
 
 @contextmanager
 def undisturbed():
     "Inside the block Ctrl-C, SIGTERM and the closing of the terminal do nothing: for writing down how something ended."
-    if threading.current_thread() is not threading.main_thread(): yield; return
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try: yield
+    try:
+        yield
     finally:
-        for s, handler in before.items(): signal.signal(s, handler)
+        for s, handler in before.items():
+            signal.signal(s, handler)

@@ -22,84 +22,129 @@ from filelock import FileLock
 from .core import write_atomic
 
 # %% ../../nbs/base/download.ipynb #7b51b726
-def cache_root() -> Path: # absolute; not created
+def cache_root() -> Path:  # absolute; not created
     "Where downloads are kept: `$IPS_REPRO_CACHE` if set, else `~/.cache/ips_repro`."
     asked = os.environ.get("IPS_REPRO_CACHE")
-    return Path(asked).expanduser().resolve() if asked else Path.home()/".cache"/"ips_repro"
+    return Path(asked).expanduser().resolve() if asked else Path.home() / ".cache" / "ips_repro"
 
-def _go_on(part): # a pooch downloader that keeps what has arrived in the file `part`
+
+def _go_on(part):  # a pooch downloader that keeps what has arrived in the file `part`
     def download(url, output_file, _):
         with part.open("ab") as f:
             have = f.tell()
-            with requests.get(url, stream=True, timeout=30, headers={"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})) as answer:
-                if url.startswith("https:") and not answer.url.startswith("https:"): raise requests.RequestException(f"it leads to {answer.url}, which is not https")
-                if answer.status_code != 416:                       # 416: there is nothing after what is here
+            with requests.get(
+                url,
+                stream=True,
+                timeout=30,
+                headers={"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {}),
+            ) as answer:
+                if url.startswith("https:") and not answer.url.startswith("https:"):
+                    raise requests.RequestException(f"it leads to {answer.url}, which is not https")
+                if answer.status_code != 416:  # 416: there is nothing after what is here
                     answer.raise_for_status()
-                    if answer.status_code != 206: f.truncate(0)     # a server that always starts at the beginning
-                    for piece in answer.iter_content(2**16): f.write(piece)
-        os.replace(part, output_file)                               # pooch compares it now; if it is wrong the next try starts afresh
+                    if answer.status_code != 206:
+                        f.truncate(0)  # a server that always starts at the beginning
+                    for piece in answer.iter_content(2**16):
+                        f.write(piece)
+        os.replace(part, output_file)  # pooch compares it now; if it is wrong the next try starts afresh
+
     return download
 
-def _recorded(file, known): # what a file has to be: what the caller knows, else what was written down when it first came
+
+def _recorded(
+    file, known
+):  # what a file has to be: what the caller knows, else what was written down when it first came
     record = file.with_name(f".{file.name}.sha256")
     return known or (record.read_text().strip() if record.is_file() else None)
 
-def _whole(file, known): return file.is_file() and known is not None and pooch.file_hash(file, "md5" if known.startswith("md5:") else "sha256") == known.removeprefix("md5:")
 
-def forget(file: str|Path) -> None:
+def _whole(file, known):
+    return (
+        file.is_file()
+        and known is not None
+        and pooch.file_hash(file, "md5" if known.startswith("md5:") else "sha256") == known.removeprefix("md5:")
+    )
+
+
+def forget(file: str | Path) -> None:
     "Remove a download of which no checksum was known, and what was written down of it."
     file = Path(file)
-    for path in (file, file.with_name(f".{file.name}.sha256")): path.unlink(missing_ok=True)
+    for path in (file, file.with_name(f".{file.name}.sha256")):
+        path.unlink(missing_ok=True)
 
 # %% ../../nbs/base/download.ipynb #80af431a
 def _fetch(url, known, folder, tries=3):
     folder, name = Path(folder), url.rpartition("/")[2]
-    if _whole(folder/name, _recorded(folder/name, known)): return folder/name # also where nothing can be written
+    if _whole(folder / name, _recorded(folder / name, known)):
+        return folder / name  # also where nothing can be written
     folder.mkdir(parents=True, exist_ok=True)
     pooch.get_logger().setLevel("ERROR")
-    with FileLock(folder/f".{name}.lock"):                          # two runs that need the same file
-        expected = _recorded(folder/name, known)
-        if expected is None: (folder/name).unlink(missing_ok=True)  # nobody said what it is
+    with FileLock(folder / f".{name}.lock"):  # two runs that need the same file
+        expected = _recorded(folder / name, known)
+        if expected is None:
+            (folder / name).unlink(missing_ok=True)  # nobody said what it is
         for left in reversed(range(tries)):
-            try: file = Path(pooch.retrieve(url, expected and (expected if ":" in expected else f"sha256:{expected}"), name, folder, downloader=_go_on(folder/f".{name}.part"))); break
+            try:
+                file = Path(
+                    pooch.retrieve(
+                        url,
+                        expected and (expected if ":" in expected else f"sha256:{expected}"),
+                        name,
+                        folder,
+                        downloader=_go_on(folder / f".{name}.part"),
+                    )
+                )
+                break
             except requests.RequestException as e:
-                if not left: raise ConnectionError(f"{url} could not be downloaded: {e}") from e
-            except ValueError as e:                                 # a part left by something else may have been in the way, once
-                if not left: raise ValueError(f"{url} is not the file that was expected: {e}") from e
-        if expected is None: write_atomic(folder/f".{name}.sha256", (pooch.file_hash(file) + "\n").encode())
+                if not left:
+                    raise ConnectionError(f"{url} could not be downloaded: {e}") from e
+            except ValueError as e:  # a part left by something else may have been in the way, once
+                if not left:
+                    raise ValueError(f"{url} is not the file that was expected: {e}") from e
+        if expected is None:
+            write_atomic(folder / f".{name}.sha256", (pooch.file_hash(file) + "\n").encode())
     return file
 
 # %% ../../nbs/base/download.ipynb #b43617b3
 def fetch(
-    url: str,           # https://...; its last part is the file's name
-    known: str|None,    # of the whole file: its SHA-256, 64 hex digits, or "md5:..."; None: nobody has published one, so the SHA-256 of what comes first is written down and holds from then on
-    folder: str|Path,   # where it goes; created
-) -> Path:              # the file, checked each time it is asked for
+    url: str,  # https://...; its last part is the file's name
+    known: str
+    | None,  # of the whole file: its SHA-256, 64 hex digits, or "md5:..."; None: nobody has published one, so the SHA-256 of what comes first is written down and holds from then on
+    folder: str | Path,  # where it goes; created
+) -> Path:  # the file, checked each time it is asked for
     "A file from the web, or from `folder` if it is there. `ValueError` if it is another file, `ConnectionError` if it cannot be had; what has arrived is kept for the next try."
-    if not url.startswith("https://"): raise ValueError(f"url: {url} is not https")
+    if not url.startswith("https://"):
+        raise ValueError(f"url: {url} is not https")
     return _fetch(url, known, folder)
 
 # %% ../../nbs/base/download.ipynb #143a5eed
 def extract(
-    archive: str|Path,  # .zip, .tar, .tar.gz, ...
-    folder: str|Path,   # appears in one step; if it is there already nothing is done
+    archive: str | Path,  # .zip, .tar, .tar.gz, ...
+    folder: str | Path,  # appears in one step; if it is there already nothing is done
 ) -> Path:
     "Unpack an archive, whole or not at all. `ValueError` names an archive that cannot be read or has a member that would land outside `folder`."
     archive, folder = Path(archive), Path(folder)
-    if folder.is_dir(): return folder
+    if folder.is_dir():
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as z:
                 for name in z.namelist():
-                    if not (tmp/name).resolve().is_relative_to(tmp.resolve()): raise ValueError(f"{archive}: {name!r} would land outside the folder")
+                    if not (tmp / name).resolve().is_relative_to(tmp.resolve()):
+                        raise ValueError(f"{archive}: {name!r} would land outside the folder")
                 z.extractall(tmp)
         else:
-            with tarfile.open(archive) as t: t.extractall(tmp, filter="data")
-        try: os.replace(tmp, folder)
+            with tarfile.open(archive) as t:
+                t.extractall(tmp, filter="data")
+        try:
+            os.replace(tmp, folder)
         except OSError:
-            if not folder.is_dir(): raise                           # else another process was faster
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError) as e: raise ValueError(f"{archive} cannot be unpacked: {e}") from e
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+            if not folder.is_dir():
+                raise  # else another process was faster
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError) as e:
+        raise ValueError(f"{archive} cannot be unpacked: {e}") from e
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
     return folder

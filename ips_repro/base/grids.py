@@ -9,24 +9,32 @@ __all__ = ['canvas_shape', 'grid_shape']
 import math
 
 # %% ../../nbs/base/grids.ipynb #068855b2
-def canvas_shape(canvas: int|tuple[int, int]) -> tuple[int, int]: # (H, W)
+def canvas_shape(canvas: int | tuple[int, int]) -> tuple[int, int]:  # (H, W)
     "A side length or (height, width) as (height, width), in pixels."
     H, W = (canvas, canvas) if not hasattr(canvas, "__len__") else canvas
-    if H < 1 or W < 1: raise ValueError(f"canvas: {H}x{W} is no image size")
+    if H < 1 or W < 1:
+        raise ValueError(f"canvas: {H}x{W} is no image size")
     return int(H), int(W)
 
+
 def grid_shape(
-    H: int, W: int,          # image, pixels
-    patch_size: int,         # p, pixels
-    stride: int|None = None, # s, pixels; None = patch_size
-) -> tuple[int, int]:        # rows, columns of the grid; N is their product
+    H: int,
+    W: int,  # image, pixels
+    patch_size: int,  # p, pixels
+    stride: int | None = None,  # s, pixels; None = patch_size
+) -> tuple[int, int]:  # rows, columns of the grid; N is their product
     "The patch grid of an image. `ValueError` if a patch does not fit, or if pixels would be left out."
     p, s = patch_size, patch_size if stride is None else stride
-    if p < 1: raise ValueError(f"patch_size: {p} is less than 1")
-    if p > min(H, W): raise ValueError(f"patch_size: {p} px is larger than the {H}x{W} canvas")
-    if not 1 <= s <= p: raise ValueError(f"stride: {s} must lie between 1 and the patch size {p}, or pixels are skipped")
+    if p < 1:
+        raise ValueError(f"patch_size: {p} is less than 1")
+    if p > min(H, W):
+        raise ValueError(f"patch_size: {p} px is larger than the {H}x{W} canvas")
+    if not 1 <= s <= p:
+        raise ValueError(f"stride: {s} must lie between 1 and the patch size {p}, or pixels are skipped")
     if (H - p) % s or (W - p) % s:
         both = math.gcd(H, W)
         near = sorted(sorted((q for q in range(1, both + 1) if both % q == 0), key=lambda q: abs(q - p))[:3])
-        raise ValueError(f"patch_size: patches of {p} px at stride {s} do not cover the {H}x{W} canvas; sizes that do, without overlap: {', '.join(map(str, near))}")
+        raise ValueError(
+            f"patch_size: patches of {p} px at stride {s} do not cover the {H}x{W} canvas; sizes that do, without overlap: {', '.join(map(str, near))}"
+        )
     return (H - p) // s + 1, (W - p) // s + 1

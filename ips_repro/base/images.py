@@ -12,70 +12,99 @@ import numpy as np
 
 from .core import read_csv, write_atomic
 
-
 # %% ../../nbs/base/images.ipynb #ea91ae26
 def open_image(
-    path: str|Path,
-    channels: int = 1, # 1: grey, 3: RGB
-):                     # pyvips image of 8 bits, to be read from top to bottom
+    path: str | Path,
+    channels: int = 1,  # 1: grey, 3: RGB
+):  # pyvips image of 8 bits, to be read from top to bottom
     "Open an image; transparency becomes black. `ValueError` names the file if it is none; `FileNotFoundError` if it is not there."
     import pyvips
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file")
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     try:
         image = pyvips.Image.new_from_file(str(path), access="sequential", fail_on="error")
-        if image.get("vips-loader").removesuffix("load") not in ("png", "jpeg", "tiff"): raise ValueError(f"{path} is not a readable image: it is no PNG, JPEG or TIFF, whatever its name says")
-        if image.format not in ("uchar", "ushort"): raise ValueError(f"{path} is not a readable image: its pixels are {image.format}, not whole numbers of 8 or 16 bits")
-        if image.hasalpha(): image = image.flatten()
+        if image.get("vips-loader").removesuffix("load") not in ("png", "jpeg", "tiff"):
+            raise ValueError(f"{path} is not a readable image: it is no PNG, JPEG or TIFF, whatever its name says")
+        if image.format not in ("uchar", "ushort"):
+            raise ValueError(
+                f"{path} is not a readable image: its pixels are {image.format}, not whole numbers of 8 or 16 bits"
+            )
+        if image.hasalpha():
+            image = image.flatten()
         return image.colourspace("b-w" if channels == 1 else "srgb").cast("uchar")
-    except pyvips.Error as e: raise ValueError(f"{path} is not a readable image: {first_line(e)}") from None
+    except pyvips.Error as e:
+        raise ValueError(f"{path} is not a readable image: {first_line(e)}") from None
 
-def first_line(e) -> str: # of what libvips says
+
+def first_line(e) -> str:  # of what libvips says
     "What is wrong, without where in the library it was noticed."
     return str(e).strip().splitlines()[-1].strip()
 
-
 # %% ../../nbs/base/images.ipynb #a0fd049f
-def thumbnail(path: str|Path, side: int = 1024) -> np.ndarray: # uint8 (h, w, 3)
+def thumbnail(path: str | Path, side: int = 1024) -> np.ndarray:  # uint8 (h, w, 3)
     "The image, no larger than `side` pixels."
     import pyvips
-    try: small = pyvips.Image.thumbnail(str(path), side, height=side, size="down", no_rotate=True)
-    except pyvips.Error as e: raise ValueError(f"{path} is not a readable image: {first_line(e)}") from None
-    if small.hasalpha(): small = small.flatten()
+
+    try:
+        small = pyvips.Image.thumbnail(str(path), side, height=side, size="down", no_rotate=True)
+    except pyvips.Error as e:
+        raise ValueError(f"{path} is not a readable image: {first_line(e)}") from None
+    if small.hasalpha():
+        small = small.flatten()
     return small.colourspace("srgb").cast("uchar").numpy()
 
 # %% ../../nbs/base/images.ipynb #980b93d6
-def write_sheet(path: str|Path, pictures: dict, height: int = 300) -> list[dict]: # name -> uint8 (h, w, 3) RGB; a row each: image, x, w, factor
+def write_sheet(
+    path: str | Path, pictures: dict, height: int = 300
+) -> list[dict]:  # name -> uint8 (h, w, 3) RGB; a row each: image, x, w, factor
     "Put pictures side by side into a JPEG, none higher than `height` pixels. `factor`: pixels in the file for one of the picture."
     import cv2
+
     small, rows, x = [], [], 0
     for name, picture in pictures.items():
-        factor = min(1., height / picture.shape[0])
-        one = cv2.resize(picture, (max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor))), interpolation=cv2.INTER_AREA)
+        factor = min(1.0, height / picture.shape[0])
+        one = cv2.resize(
+            picture,
+            (max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor))),
+            interpolation=cv2.INTER_AREA,
+        )
         small.append(np.pad(one, ((0, height - one.shape[0]), (0, 0), (0, 0))))
         rows.append({"image": name, "x": x, "w": one.shape[1], "h": one.shape[0], "factor": factor})
         x += one.shape[1]
-    write_atomic(path, cv2.imencode(".jpg", np.concatenate(small, 1)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
+    write_atomic(
+        path, cv2.imencode(".jpg", np.concatenate(small, 1)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
+    )
     return rows
 
-def read_sheet(path: str|Path, rows: list[dict]) -> dict: # name -> uint8 (h, w, 3)
+
+def read_sheet(path: str | Path, rows: list[dict]) -> dict:  # name -> uint8 (h, w, 3)
     "The pictures of `write_sheet`. `ValueError` names a file that cannot be read."
     import cv2
+
     sheet = cv2.imread(str(path))
-    if sheet is None: raise ValueError(f"{path} is not there or cannot be read")
-    return {r["image"]: sheet[:r["h"], r["x"]:r["x"] + r["w"], ::-1] for r in rows}
+    if sheet is None:
+        raise ValueError(f"{path} is not there or cannot be read")
+    return {r["image"]: sheet[: r["h"], r["x"] : r["x"] + r["w"], ::-1] for r in rows}
 
 # %% ../../nbs/base/images.ipynb #f89d630a
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
-def list_images(source: str|Path) -> list[Path]:
+
+def list_images(source: str | Path) -> list[Path]:
     "The images of a folder (by name), or those that a CSV lists in its column `path` (relative to the CSV). `ValueError` if there are none."
     source = Path(source)
-    if source.is_dir(): found = sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
+    if source.is_dir():
+        found = sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
     elif source.suffix.lower() == ".csv" and source.is_file():
         rows = read_csv(source)
-        if rows and "path" not in rows[0]: raise ValueError(f"{source}: no column 'path', but {', '.join(map(str, rows[0]))}")
-        found = [source.parent/r["path"] for r in rows if r["path"]]
-    elif source.suffix.lower() in SUFFIXES: found = [source]
-    else: raise ValueError(f"{source} is neither a folder, a CSV with a column 'path', nor an image")
-    if not found: raise ValueError(f"{source}: no images ({', '.join(SUFFIXES)})")
+        if rows and "path" not in rows[0]:
+            raise ValueError(f"{source}: no column 'path', but {', '.join(map(str, rows[0]))}")
+        found = [source.parent / r["path"] for r in rows if r["path"]]
+    elif source.suffix.lower() in SUFFIXES:
+        found = [source]
+    else:
+        raise ValueError(f"{source} is neither a folder, a CSV with a column 'path', nor an image")
+    if not found:
+        raise ValueError(f"{source}: no images ({', '.join(SUFFIXES)})")
     return found

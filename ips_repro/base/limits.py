@@ -17,45 +17,57 @@ from .params import ParameterError
 from .progress import duration
 
 # %% ../../nbs/base/limits.ipynb #fb7847be
-UNTIL = "IPS_REPRO_UNTIL" # environment variable: when runs have to stop, in seconds since 1970
+UNTIL = "IPS_REPRO_UNTIL"  # environment variable: when runs have to stop, in seconds since 1970
+
 
 def duration_seconds(text: str) -> float:
     "Seconds of a duration such as 2h, 90m, 45s or 1h30m. `ParameterError` for anything else."
     number = r"(\d+(?:\.\d+)?)"
     found = re.fullmatch(rf"(?:{number}h)?(?:{number}m(?:in)?)?(?:{number}s)?", text.replace(" ", "").lower())
     seconds = sum(float(n or 0) * unit for n, unit in zip(found.groups(), (3600, 60, 1))) if found else 0
-    if not seconds: raise ParameterError(f"for: {text!r} is not a duration such as 2h, 90m or 1h30m")
+    if not seconds:
+        raise ParameterError(f"for: {text!r} is not a duration such as 2h, 90m or 1h30m")
     return seconds
+
 
 def set_time(text: str) -> None:
     "Everything that this process trains from now on, or starts, stops when so much time has passed."
     os.environ[UNTIL] = str(time.time() + duration_seconds(text))
 
-def seconds_left() -> float: # infinite without a limit
+
+def seconds_left() -> float:  # infinite without a limit
     "The time that is left to train."
     return float(os.environ.get(UNTIL, "inf")) - time.time()
 
-def check_time(needed: float = 0.) -> None: # seconds
+
+def check_time(needed: float = 0.0) -> None:  # seconds
     "`KeyboardInterrupt`, as if Ctrl-C had been pressed, if what is next does not fit into the time that is left."
     left = seconds_left()
-    if left <= 0: raise KeyboardInterrupt("the time given with --for is up")
+    if left <= 0:
+        raise KeyboardInterrupt("the time given with --for is up")
     if needed > left:
         short = f"{duration(left)} left, and the next epoch takes {duration(needed)}"
         raise KeyboardInterrupt(f"the time given with --for is nearly up: {short}")
 
 # %% ../../nbs/base/limits.ipynb #c29168be
-BACKGROUND = "IPS_REPRO_BACKGROUND" # environment variable: 1 if others on the machine go first
-WAIT_QUIETLY = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"} # before torch starts
-LOWEST = 19 # of Unix's priorities
+BACKGROUND = "IPS_REPRO_BACKGROUND"  # environment variable: 1 if others on the machine go first
+WAIT_QUIETLY = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}  # before torch starts
+LOWEST = 19  # of Unix's priorities
+
 
 def set_background() -> None:
     "Everything that this process does from now on, or starts, gives way to the rest of the machine."
     os.environ.update({BACKGROUND: "1"} | WAIT_QUIETLY)
     give_way()
 
+
 def give_way() -> None:
     "Take the lowest priority, if that was asked for: for this process, and for its session where sessions count."
-    if os.environ.get(BACKGROUND) != "1": return
-    if hasattr(os, "setpriority"): os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
-    if os.getsid(0) != os.getpid(): return                           # not ours: it is the session of somebody's terminal
-    with suppress(OSError): Path("/proc/self/autogroup").write_text(str(LOWEST)) # not there on every system
+    if os.environ.get(BACKGROUND) != "1":
+        return
+    if hasattr(os, "setpriority"):
+        os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
+    if os.getsid(0) != os.getpid():
+        return  # not ours: it is the session of somebody's terminal
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(LOWEST))  # not there on every system

@@ -18,70 +18,106 @@ from typing import NamedTuple
 class ParameterError(ValueError):
     "A parameter that does not exist or a value that cannot be used; the message starts with its name."
 
+
 def _to_int(v):
-    if isinstance(v, bool) or isinstance(v, float): raise ValueError
+    if isinstance(v, bool) or isinstance(v, float):
+        raise ValueError
     return int(v)
 
+
 def _to_float(v):
-    if isinstance(v, bool) or not math.isfinite(x := float(v)): raise ValueError
+    if isinstance(v, bool) or not math.isfinite(x := float(v)):
+        raise ValueError
     return x
 
+
 def _to_bool(v):
-    if str(v).lower() not in ("true", "false"): raise ValueError
+    if str(v).lower() not in ("true", "false"):
+        raise ValueError
     return str(v).lower() == "true"
 
+
 def _to_str(v):
-    if not isinstance(v, (str, int, float)): raise ValueError
+    if not isinstance(v, (str, int, float)):
+        raise ValueError
     return str(v)
 
-SCALARS = {"int": (_to_int, "a whole number"), "float": (_to_float, "a finite number"), "bool": (_to_bool, "true or false"), "str": (_to_str, "text")}
+
+SCALARS = {
+    "int": (_to_int, "a whole number"),
+    "float": (_to_float, "a finite number"),
+    "bool": (_to_bool, "true or false"),
+    "str": (_to_str, "text"),
+}
+
 
 def convert(
-    name: str, # the parameter, for the message
-    kind: str, # e.g. "int", "list[float]", "Optional[int]"
-    value,     # text from a command line, or what papermill injected
+    name: str,  # the parameter, for the message
+    kind: str,  # e.g. "int", "list[float]", "Optional[int]"
+    value,  # text from a command line, or what papermill injected
 ):
     "`value` as `kind`. `ParameterError` names the parameter, the value and what was expected."
     if m := re.fullmatch(r"Optional\[(.+)\]", kind):
-        return None if value is None or (isinstance(value, str) and value.strip().lower() in ("none", "null")) else convert(name, m[1], value)
+        return (
+            None
+            if value is None or (isinstance(value, str) and value.strip().lower() in ("none", "null"))
+            else convert(name, m[1], value)
+        )
     if m := re.fullmatch(r"list\[(.+)\]", kind):
         items = value if isinstance(value, (list, tuple)) else str(value).split(",")
-        if not items: raise ParameterError(f"{name}: an empty list")
+        if not items:
+            raise ParameterError(f"{name}: an empty list")
         return [convert(name, m[1], v.strip() if isinstance(v, str) else v) for v in items]
-    if kind not in SCALARS: raise ParameterError(f"{name}: has the type {kind}, which is none of {', '.join(SCALARS)}, list[...], Optional[...]")
+    if kind not in SCALARS:
+        raise ParameterError(
+            f"{name}: has the type {kind}, which is none of {', '.join(SCALARS)}, list[...], Optional[...]"
+        )
     to, words = SCALARS[kind]
-    try: return to(value)
-    except (ValueError, TypeError, OverflowError): raise ParameterError(f"{name}: {value!r} is not {words}") from None
+    try:
+        return to(value)
+    except (ValueError, TypeError, OverflowError):
+        raise ParameterError(f"{name}: {value!r} is not {words}") from None
 
 # %% ../../nbs/base/params.ipynb #ab6f9ea0
 class Param(NamedTuple):
     "One declared parameter of a notebook."
+
     name: str
-    kind: str    # as `convert` takes it
+    kind: str  # as `convert` takes it
     default: object
-    help: str    # the comment behind it
+    help: str  # the comment behind it
+
 
 def _kind(annotation: str) -> str:
     "One spelling for a type: `int | None`, `typing.Optional[int]` and `Optional[int]` are the same."
     a = annotation.replace("typing.", "").replace("List[", "list[").replace(" ", "")
     return f"Optional[{a.removesuffix('|None')}]" if a.endswith("|None") else a
 
+
 def _parameters_source(path):
-    try: nb = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError: raise ParameterError(f"notebook: {path} does not exist") from None
-    except (ValueError, OSError) as e: raise ParameterError(f"notebook: {path} is not a readable notebook ({e})") from None
+    try:
+        nb = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParameterError(f"notebook: {path} does not exist") from None
+    except (ValueError, OSError) as e:
+        raise ParameterError(f"notebook: {path} is not a readable notebook ({e})") from None
     cells = [c for c in nb.get("cells", []) if "parameters" in c.get("metadata", {}).get("tags", [])]
-    if not cells: raise ParameterError(f"notebook: {path} has no cell tagged 'parameters'")
+    if not cells:
+        raise ParameterError(f"notebook: {path} has no cell tagged 'parameters'")
     return "".join(cells[0]["source"])
 
-def notebook_params(path: str|Path) -> dict[str, Param]:
+
+def notebook_params(path: str | Path) -> dict[str, Param]:
     "The parameters a notebook declares, in order; reads the file only, runs nothing."
     source, found = _parameters_source(path), {}
     for node in ast.parse(source).body:
-        if not isinstance(node, ast.AnnAssign): continue
-        line = source.splitlines()[node.end_lineno - 1].encode()[node.end_col_offset:].decode()
+        if not isinstance(node, ast.AnnAssign):
+            continue
+        line = source.splitlines()[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
         name = node.target.id
-        found[name] = Param(name, _kind(ast.unparse(node.annotation)), ast.literal_eval(node.value), line.strip().lstrip("#").strip())
+        found[name] = Param(
+            name, _kind(ast.unparse(node.annotation)), ast.literal_eval(node.value), line.strip().lstrip("#").strip()
+        )
     return found
 
 # %% ../../nbs/base/params.ipynb #f541af86
@@ -90,22 +126,28 @@ def _unknown(name, known):
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
     return ParameterError(f"{name}: unknown parameter; {hint}")
 
+
 def check_given(
-    declared: dict[str, Param], # from `notebook_params`
-    given: dict,                # name -> text or value
-) -> dict:                      # name -> value of the declared type
+    declared: dict[str, Param],  # from `notebook_params`
+    given: dict,  # name -> text or value
+) -> dict:  # name -> value of the declared type
     "The given values, typed. `ParameterError` for an unknown name (with the nearest known one) or a wrong type."
     for name in given:
-        if name not in declared: raise _unknown(name, list(declared))
+        if name not in declared:
+            raise _unknown(name, list(declared))
     return {name: convert(name, declared[name].kind, v) for name, v in given.items()}
 
 # %% ../../nbs/base/params.ipynb #b6e1526d
 def read_parameters(
-    namespace: dict, # the notebook's globals()
-) -> dict:           # name -> value of the declared type
+    namespace: dict,  # the notebook's globals()
+) -> dict:  # name -> value of the declared type
     "The typed parameters of the running notebook."
-    kinds = {n: _kind(a.__name__ if isinstance(a, type) and "[" not in str(a) else str(a)) for n, a in namespace["__annotations__"].items()}
+    kinds = {
+        n: _kind(a.__name__ if isinstance(a, type) and "[" not in str(a) else str(a))
+        for n, a in namespace["__annotations__"].items()
+    }
     injected = [c for c in namespace.get("In", []) if c.startswith("# Parameters\n")]
     for node in (n for c in injected for n in ast.parse(c).body if isinstance(n, ast.Assign)):
-        if (name := node.targets[0].id) not in kinds: raise _unknown(name, list(kinds))
+        if (name := node.targets[0].id) not in kinds:
+            raise _unknown(name, list(kinds))
     return {n: convert(n, k, namespace[n]) for n, k in kinds.items()}

@@ -8,61 +8,84 @@ __all__ = ['wants_bar', 'duration', 'epoch_line', 'Progress']
 # %% ../../nbs/base/progress.ipynb #c0d59e0d
 import os
 import sys
-import time
 
 # %% ../../nbs/base/progress.ipynb #6184ea4b
 def wants_bar() -> bool:
     "Is this a place where a bar can be redrawn?"
     said = os.environ.get("IPS_REPRO_PROGRESS")
-    if said: return said == "bar"
-    if "ipykernel" in sys.modules: return "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
+    if said:
+        return said == "bar"
+    if "ipykernel" in sys.modules:
+        return "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
     return sys.stderr.isatty()
+
 
 def duration(seconds: float) -> str:
     "Seconds as people say them: 45 s, 6 min, 2 h 05 min."
     s = int(round(seconds))
     return f"{s} s" if s < 90 else f"{round(s / 60)} min" if s < 90 * 60 else f"{s // 3600} h {s % 3600 // 60:02d} min"
 
+
 def epoch_line(
-    row: dict,      # as `Trainer.epochs` yields it
+    row: dict,  # as `Trainer.epochs` yields it
     n_epochs: int,
-    left: float,    # seconds still to go
+    left: float,  # seconds still to go
 ) -> str:
     "An epoch in one line: loss, accuracies (train/test), speed, peak memory, time left."
-    def acc(t): return " ".join(f"{row[part]['right'][t] / row[part]['n']:.3f}" for part in ("train", "test") if row[part])
+
+    def acc(t):
+        return " ".join(f"{row[part]['right'][t] / row[part]['n']:.3f}" for part in ("train", "test") if row[part])
+
     shown = "/".join(part for part in ("train", "test") if row[part])
     accs = ", ".join(f"{t} {acc(t).replace(' ', '/')}" for t in row["train"]["right"])
-    return (f"epoch {row['epoch']}/{n_epochs}  loss {row['train']['loss']:.3f}  accuracy {shown}: {accs}  "
-            f"{row['images_per_s']:.1f} images/s  peak {row['peak_mib'] / 1024:.1f} GiB  {duration(left)} left")
+    return (
+        f"epoch {row['epoch']}/{n_epochs}  loss {row['train']['loss']:.3f}  accuracy {shown}: {accs}  "
+        f"{row['images_per_s']:.1f} images/s  peak {row['peak_mib'] / 1024:.1f} GiB  {duration(left)} left"
+    )
 
 # %% ../../nbs/base/progress.ipynb #c05c9c7b
 class Progress:
     "Shows a training: a bar with the time left, or a line an epoch. Hand `step` to the trainer and every row to `epoch`."
+
     def __init__(self, n_epochs: int, images_per_epoch: int, title: str = ""):
-        self.n_epochs, self.images, self.bar, self.seconds, self.done = n_epochs, images_per_epoch, None, 0., 0
+        self.n_epochs, self.images, self.bar, self.seconds, self.done = n_epochs, images_per_epoch, None, 0.0, 0
         if wants_bar():
-            if os.environ.get("IPS_REPRO_PROGRESS"): from tqdm import tqdm # text, for the terminal of `ips-repro run`
-            else: from tqdm.auto import tqdm                              # a widget in JupyterLab
-            self.bar = tqdm(total=n_epochs * images_per_epoch, desc=title, unit="image", mininterval=0.5, ncols=120 if "IPS_REPRO_PROGRESS" in os.environ else None)
+            if os.environ.get("IPS_REPRO_PROGRESS"):
+                from tqdm import tqdm  # text, for the terminal of `ips-repro run`
+            else:
+                from tqdm.auto import tqdm  # a widget in JupyterLab
+            self.bar = tqdm(
+                total=n_epochs * images_per_epoch,
+                desc=title,
+                unit="image",
+                mininterval=0.5,
+                ncols=120 if "IPS_REPRO_PROGRESS" in os.environ else None,
+            )
 
     def resume(self, rows: list):
         "These epochs were done earlier."
         self.done, self.seconds = len(rows), sum(r["seconds"] for r in rows)
-        if self.bar is not None: self.bar.update(self.done * self.images)
+        if self.bar is not None:
+            self.bar.update(self.done * self.images)
 
     def step(self, done: int, total: int):
         "`done` of the `total` images of the current epoch."
-        if self.bar is not None: self.bar.update(self.done * self.images + done - self.bar.n)
+        if self.bar is not None:
+            self.bar.update(self.done * self.images + done - self.bar.n)
 
     def epoch(self, row: dict):
         "An epoch is over."
         self.done, self.seconds = row["epoch"], self.seconds + row["seconds"]
-        if self.bar is None: print(epoch_line(row, self.n_epochs, self.seconds / self.done * (self.n_epochs - self.done)), flush=True)
+        if self.bar is None:
+            print(epoch_line(row, self.n_epochs, self.seconds / self.done * (self.n_epochs - self.done)), flush=True)
         else:
             part = row["test"] or row["train"]
             accs = " ".join(f"{r / part['n']:.2f}" for r in part["right"].values())
             self.bar.set_postfix_str(f"epoch {self.done}/{self.n_epochs}, accuracy {accs}")
 
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
+
     def __exit__(self, *_):
-        if self.bar is not None: self.bar.close()
+        if self.bar is not None:
+            self.bar.close()

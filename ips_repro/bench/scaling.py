@@ -16,38 +16,52 @@ import pandas as pd
 import seaborn as sns
 import torch
 
-from .timing import bench, in_common, stages
 from ..base.core import read_csv, read_json, scale_dir
-from ..ips.engine import PRECISIONS
-from ..digits.training import make_trainer
-from ..runs.run import recorded_run
 from ..base.params import ParameterError
-from ..digits.tables import TASK_NAMES
-from ..runs.tables import finished_folders
-from ..runs.folder import read_manifest, state
+from .timing import bench, in_common, stages
 from ..digits.experiments import EXPERIMENTS
 from ..digits.settings import bench_run, folder_name, resolve
-from ..train.session import device_name
+from ..digits.tables import TASK_NAMES
+from ..digits.training import make_trainer
+from ..ips.engine import PRECISIONS
+from ..runs.folder import read_manifest, state
+from ..runs.run import recorded_run
+from ..runs.tables import finished_folders
 from ..train.measurement import measured
+from ..train.session import device_name
 
 # %% ../../nbs/bench/scaling.ipynb #67ca64df
 AXES = ("canvas", "n_noise", "M", "I", "patch_size")
 
-SWEEPS = { # scale -> the base setting, and the values along each axis
-    "paper": (dict(canvas=3000, n_noise=800, M=100, I=100, patch_size=50, images=1),
-              dict(canvas=[750, 1500, 3000, 6000, 12000], n_noise=[100, 200, 400, 800, 1600],
-                   M=[25, 100, 400], I=[10, 100, 1000], patch_size=[25, 50, 100, 150])),
-    "quick": (dict(canvas=1500, n_noise=800, M=100, I=100, patch_size=50, images=1),
-              dict(canvas=[750, 1500, 3000], n_noise=[100, 400, 800],
-                   M=[50, 100], I=[25, 100, 400], patch_size=[25, 50, 100])),
-    "smoke": (dict(canvas=300, n_noise=40, M=5, I=5, patch_size=50, images=1),
-              dict(canvas=[300], n_noise=[5], M=[5], I=[5], patch_size=[50]))}
+SWEEPS = {  # scale -> the base setting, and the values along each axis
+    "paper": (
+        dict(canvas=3000, n_noise=800, M=100, I=100, patch_size=50, images=1),
+        dict(
+            canvas=[750, 1500, 3000, 6000, 12000],
+            n_noise=[100, 200, 400, 800, 1600],
+            M=[25, 100, 400],
+            I=[10, 100, 1000],
+            patch_size=[25, 50, 100, 150],
+        ),
+    ),
+    "quick": (
+        dict(canvas=1500, n_noise=800, M=100, I=100, patch_size=50, images=1),
+        dict(
+            canvas=[750, 1500, 3000], n_noise=[100, 400, 800], M=[50, 100], I=[25, 100, 400], patch_size=[25, 50, 100]
+        ),
+    ),
+    "smoke": (
+        dict(canvas=300, n_noise=40, M=5, I=5, patch_size=50, images=1),
+        dict(canvas=[300], n_noise=[5], M=[5], I=[5], patch_size=[50]),
+    ),
+}
+
 
 def sweep_points(
     scale: str = "paper",
-    bf16: bool = False,   # measure the fast engine in bfloat16 too?
-    **given,              # axis -> values; None: the scale's own
-) -> list[tuple[dict, tuple, int]]: # (setting, engines, rounds that count), no setting twice
+    bf16: bool = False,  # measure the fast engine in bfloat16 too?
+    **given,  # axis -> values; None: the scale's own
+) -> list[tuple[dict, tuple, int]]:  # (setting, engines, rounds that count), no setting twice
     "What to measure. `ParameterError` for an impossible setting."
     base, values = SWEEPS[scale]
     base = base | {"precision": "float32"}
@@ -55,7 +69,8 @@ def sweep_points(
     both = [base] + [base | {axis: v} for axis in AXES for v in values[axis]]
     few_glyphs = [base | {"canvas": c, "n_noise": base["n_noise"] // 8} for c in values["canvas"]]
     wanted = [(s, ("reference", "fast")) for s in both] + [(s, ("fast",)) for s in few_glyphs]
-    if bf16: wanted += [(s | {"precision": "bf16"}, ("fast",)) for s in both]
+    if bf16:
+        wanted += [(s | {"precision": "bf16"}, ("fast",)) for s in both]
     points = {}
     for setting, engines in wanted:
         bench_run(**setting)
@@ -63,23 +78,36 @@ def sweep_points(
         points.setdefault(str(setting), (setting, engines, rounds))
     return list(points.values())
 
-
 # %% ../../nbs/bench/scaling.ipynb #998b75d5
 def device_folder(scale: str, device: str) -> Path:
     "Where the benchmarks of a device lie."
-    return scale_dir("results", scale)/"Benchmarks"/re.sub(r"\W+", "_", device_name(device)).strip("_")
+    return scale_dir("results", scale) / "Benchmarks" / re.sub(r"\W+", "_", device_name(device)).strip("_")
 
-TIMED = ("ips/cross_attention", "ips/engine", "ips_net", "ips/patches") # modules: other code is another measurement
 
-def _measured(name, parameters, scale, device, redo, measure): return measured(device_folder(scale, device)/name, parameters, TIMED, scale, device, redo, measure)
+TIMED = ("ips/cross_attention", "ips/engine", "ips_net", "ips/patches")  # modules: other code is another measurement
+
+
+def _measured(name, parameters, scale, device, redo, measure):
+    return measured(device_folder(scale, device) / name, parameters, TIMED, scale, device, redo, measure)
+
 
 def measure_points(points: list, scale: str, device: str, redo: bool = False) -> list[dict]:
     "Measure each point of `sweep_points` that is not done yet; what `bench` says of each."
     out = []
     for setting, engines, rounds in points:
         run = bench_run(**setting)
-        out.append(_measured(folder_name(run), run | {"engines": list(engines), "rounds": rounds}, scale, device, redo, lambda: bench(device, rounds, engines, **setting)))
+        out.append(
+            _measured(
+                folder_name(run),
+                run | {"engines": list(engines), "rounds": rounds},
+                scale,
+                device,
+                redo,
+                lambda: bench(device, rounds, engines, **setting),
+            )
+        )
     return out
+
 
 def measure_stages(scale: str, device: str, redo: bool = False, **setting) -> dict:
     "`stages`, kept."
@@ -93,62 +121,95 @@ def _select_at(trainer, precision):
     batch = trainer.test.batch(range(len(trainer.test)))
     return net.select(batch).index.tolist(), net.predict(batch)
 
+
 def precision_effect(run: dict, device: str) -> dict:
     "precision -> share of patches kept that float32 keeps too, and the largest change of a probability, after training `run` in float32."
     precisions = [p for p in PRECISIONS if p != "tf32" or device.startswith("cuda")]
     trainer = make_trainer(run, device)
-    for _ in trainer.epochs(): pass
+    for _ in trainer.epochs():
+        pass
     kept, probs = zip(*(_select_at(trainer, p) for p in precisions))
     change = lambda a: max((a[t] - probs[0][t]).abs().max().item() for t in a)
-    return {p: {"kept_in_common": in_common(kept[0], k), "largest_change": change(q)} for p, k, q in zip(precisions, kept, probs)}
+    return {
+        p: {"kept_in_common": in_common(kept[0], k), "largest_change": change(q)}
+        for p, k, q in zip(precisions, kept, probs)
+    }
+
 
 def measure_precision(scale: str, device: str, redo: bool = False) -> dict:
     "`precision_effect` of a short run, kept."
     small = {"n_train": 16, "n_epochs": 4} if scale == "smoke" else {"n_train": 1000, "n_epochs": 4}
-    run = resolve({"o2i": 0.13, "precision": "float32", "n_test": 100 if scale != "smoke" else 4} | small, "smoke" if scale == "smoke" else "quick")[0]
+    run = resolve(
+        {"o2i": 0.13, "precision": "float32", "n_test": 100 if scale != "smoke" else 4} | small,
+        "smoke" if scale == "smoke" else "quick",
+    )[0]
     return _measured("precision", run, scale, device, redo, lambda: precision_effect(run, device))
 
 # %% ../../nbs/bench/scaling.ipynb #f507bdf8
-def _final_and_curve(folder): # {"majority": accuracy, ...}, (epochs,) training losses, image -> kept places
-    final = read_json(folder/"summary.json")["final"]["test"]
-    losses = [float(row["train_loss"]) for row in read_csv(folder/"metrics.csv")]
+def _final_and_curve(folder):  # {"majority": accuracy, ...}, (epochs,) training losses, image -> kept places
+    final = read_json(folder / "summary.json")["final"]["test"]
+    losses = [float(row["train_loss"]) for row in read_csv(folder / "metrics.csv")]
     kept = {}
-    for row in read_csv(folder/"selected_patches.csv"): kept.setdefault(row["image"], set()).add((row["x"], row["y"]))
+    for row in read_csv(folder / "selected_patches.csv"):
+        kept.setdefault(row["image"], set()).add((row["x"], row["y"]))
     return {task: final[task]["accuracy"] for task in TASK_NAMES}, losses, kept
+
 
 def precision_pairs(experiment: str = "O2I_datasize", scale: str = "quick") -> pd.DataFrame:
     """A row for every run of an experiment that is finished in float32 and in bf16.
 
     o2i, n_train and seed; `<task>_float32` and `<task>_bf16`, the final test accuracies; `loss_apart`, the largest difference of the training loss at any epoch;
     `kept_in_common`, the share of the patches kept in float32 on the recorded test images that bf16 keeps too."""
-    done = {} # what a run is evidence of -> precision -> folder
+    done = {}  # what a run is evidence of -> precision -> folder
     for folder in finished_folders(experiment, scale):
         key = recorded_run(EXPERIMENTS[experiment], folder).counted_as
         done.setdefault(key, {})[read_manifest(folder).get("precision")] = folder
     rows = []
     for key, folders in done.items():
-        if not {"float32", "bf16"} <= set(folders): continue
-        (exact, losses, kept), (rough, other_losses, other_kept) = (_final_and_curve(folders[p]) for p in ("float32", "bf16"))
+        if not {"float32", "bf16"} <= set(folders):
+            continue
+        (exact, losses, kept), (rough, other_losses, other_kept) = (
+            _final_and_curve(folders[p]) for p in ("float32", "bf16")
+        )
         scores = {f"{task}_{p}": of[task] for task in TASK_NAMES for p, of in (("float32", exact), ("bf16", rough))}
         apart = max(abs(a - b) for a, b in zip(losses, other_losses))
         common = in_common(list(kept.values()), [other_kept[image] for image in kept])
-        rows.append({k: dict(key)[k] for k in ("o2i", "n_train", "seed")} | scores | {"loss_apart": apart, "kept_in_common": common})
+        rows.append(
+            {k: dict(key)[k] for k in ("o2i", "n_train", "seed")}
+            | scores
+            | {"loss_apart": apart, "kept_in_common": common}
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/bench/scaling.ipynb #1c2984f5
-MEASURES = {"select_s_per_image": "selection, s", "train_s_per_image": "training step, s", "peak_mib": "peak memory, MiB"}
+MEASURES = {
+    "select_s_per_image": "selection, s",
+    "train_s_per_image": "training step, s",
+    "peak_mib": "peak memory, MiB",
+}
 
-def read_points(folder: str|Path) -> pd.DataFrame: # a row an engine and setting
+
+def read_points(folder: str | Path) -> pd.DataFrame:  # a row an engine and setting
     "Every finished point in a `device_folder`: its setting, engine, the columns of MEASURES, distinct_per_image, idle_mib; for the fast engine also speedup, and limit_s and share_of_limit at the best rate that any of them saw."
     rows = []
     for path in sorted(Path(folder).glob("results_*/summary.json")):
-        if state(path.parent) != "ok": continue
+        if state(path.parent) != "ok":
+            continue
         got = read_json(path)
         for engine in ("reference", "fast"):
-            if engine not in got: continue
-            row = got["setting"] | {"engine": engine} | {k: got[engine][k] for k in (*MEASURES, "distinct_per_image", "idle_mib")}
+            if engine not in got:
+                continue
+            row = (
+                got["setting"]
+                | {"engine": engine}
+                | {k: got[engine][k] for k in (*MEASURES, "distinct_per_image", "idle_mib")}
+            )
             if engine == "fast":
-                row |= {k: got["roofline"][k] for k in ("gflop_per_image", "device_gflop_per_s")} | {"same_selection": got.get("same_selection")} | {f"speedup_{k}": v for k, v in got.get("speedup", {}).items()}
+                row |= (
+                    {k: got["roofline"][k] for k in ("gflop_per_image", "device_gflop_per_s")}
+                    | {"same_selection": got.get("same_selection")}
+                    | {f"speedup_{k}": v for k, v in got.get("speedup", {}).items()}
+                )
             rows.append(row)
     table = pd.DataFrame(rows)
     if len(table):
@@ -156,22 +217,28 @@ def read_points(folder: str|Path) -> pd.DataFrame: # a row an engine and setting
         table["share_of_limit"] = table.limit_s / table.select_s_per_image
     return table
 
+
 def along(
-    table: pd.DataFrame,        # `read_points`
-    axis: str,                  # one of AXES
-    base: dict,                 # of SWEEPS
+    table: pd.DataFrame,  # `read_points`
+    axis: str,  # one of AXES
+    base: dict,  # of SWEEPS
     precision: str = "float32",
 ) -> pd.DataFrame:
     "The rows at one precision that differ from the base setting in `axis` alone, in order."
     keep = table.precision == precision
-    for other in set(AXES) - {axis}: keep &= table[other] == base[other]
+    for other in set(AXES) - {axis}:
+        keep &= table[other] == base[other]
     return table[keep].sort_values(axis)
 
-
 # %% ../../nbs/bench/scaling.ipynb #8d734c28
-AXIS_NAMES = {"canvas": "side of the canvas, px", "n_noise": "noise glyphs", "M": "patches kept, M",
-              "I": "patches a step, I", "patch_size": "side of a patch, px"}
-LOOKS = { # line -> colour, marker, dashes
+AXIS_NAMES = {
+    "canvas": "side of the canvas, px",
+    "n_noise": "noise glyphs",
+    "M": "patches kept, M",
+    "I": "patches a step, I",
+    "patch_size": "side of a patch, px",
+}
+LOOKS = {  # line -> colour, marker, dashes
     "definition, float32": ("0.45", "o", ""),
     "fast, float32": ("C0", "s", ""),
     "fast, float32, an eighth of the glyphs": ("C9", "D", ""),
@@ -180,37 +247,61 @@ LOOKS = { # line -> colour, marker, dashes
     "limit of the device, bfloat16": ("C2", ".", (1, 1)),
 }
 
-def _limit(measured, line): # the same rows with the device's limit in the place of the time of selection
+
+def _limit(measured, line):  # the same rows with the device's limit in the place of the time of selection
     times = measured.drop(columns=list(MEASURES))
     return times.assign(line=line, select_s_per_image=measured.limit_s)
 
-def _long(table, base): # axis, x, line, measure, value: what `growth_panels` draws
+
+def _long(table, base):  # axis, x, line, measure, value: what `growth_panels` draws
     few_glyphs = base | {"n_noise": base["n_noise"] // 8}
     parts = []
     for axis in AXES:
         exact, rough = along(table, axis, base), along(table, axis, base, "bf16")
         fast = exact[exact.engine == "fast"]
-        lines = [exact[exact.engine == "reference"].assign(line="definition, float32"),
-                 fast.assign(line="fast, float32"), _limit(fast, "limit of the device, float32"),
-                 rough.assign(line="fast, bfloat16"), _limit(rough, "limit of the device, bfloat16")]
+        lines = [
+            exact[exact.engine == "reference"].assign(line="definition, float32"),
+            fast.assign(line="fast, float32"),
+            _limit(fast, "limit of the device, float32"),
+            rough.assign(line="fast, bfloat16"),
+            _limit(rough, "limit of the device, bfloat16"),
+        ]
         if axis == "canvas":
             few = along(table[table.engine == "fast"], axis, few_glyphs)
             lines.append(few.assign(line="fast, float32, an eighth of the glyphs"))
         parts += [line.assign(axis=axis, x=line[axis]) for line in lines]
     return pd.concat(parts).melt(["axis", "x", "line"], list(MEASURES), "measure", "value").dropna(subset=["value"])
 
-def growth_panels(table: pd.DataFrame, base: dict, title: str): # matplotlib figure
+
+def growth_panels(table: pd.DataFrame, base: dict, title: str):  # matplotlib figure
     "A row of panels for each measure, a column for each axis; scales are logarithmic, but for memory."
     points = _long(table, base)
     lines = [line for line in LOOKS if line in set(points.line)]
     colours, markers, dashes = ({line: LOOKS[line][i] for line in lines} for i in range(3))
     with sns.axes_style("whitegrid"):
-        g = sns.relplot(points, x="x", y="value", hue="line", style="line", kind="line",
-                        row="measure", row_order=list(MEASURES), col="axis", col_order=AXES,
-                        palette=colours, hue_order=lines, style_order=lines, markers=markers, dashes=dashes,
-                        height=2.4, aspect=1.15, facet_kws={"sharex": "col", "sharey": "row"})
+        g = sns.relplot(
+            points,
+            x="x",
+            y="value",
+            hue="line",
+            style="line",
+            kind="line",
+            row="measure",
+            row_order=list(MEASURES),
+            col="axis",
+            col_order=AXES,
+            palette=colours,
+            hue_order=lines,
+            style_order=lines,
+            markers=markers,
+            dashes=dashes,
+            height=2.4,
+            aspect=1.15,
+            facet_kws={"sharex": "col", "sharey": "row"},
+        )
     g.set(xscale="log", yscale="log")
-    for ax in g.axes[-1]: ax.set(yscale="linear", ylim=(0, None))
+    for ax in g.axes[-1]:
+        ax.set(yscale="linear", ylim=(0, None))
     for (measure, axis), ax in g.axes_dict.items():
         ticks = sorted(along(table, axis, base)[axis].unique())
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
@@ -222,17 +313,17 @@ def growth_panels(table: pd.DataFrame, base: dict, title: str): # matplotlib fig
     g.figure.suptitle(title, x=0.01, y=1.02, ha="left", fontsize=12, fontweight="bold")
     return g.figure
 
-
 # %% ../../nbs/bench/scaling.ipynb #35339968
 def stage_bars(
-    stages: dict, # name -> seconds per image
-    limits: dict, # precision -> seconds per image
+    stages: dict,  # name -> seconds per image
+    limits: dict,  # precision -> seconds per image
     title: str,
-): # matplotlib figure
+):  # matplotlib figure
     "Seconds per image after each step from the definition to the fast engine, and the limits of the device as lines."
     first, bars = next(iter(stages.values())), list(stages.items())
     colours = ["0.45"] + ["C2" if "bfloat16" in name else "C0" for name, _ in bars[1:]]
-    with sns.axes_style("whitegrid"): fig, ax = plt.subplots(figsize=(8, 0.6 + 0.5 * len(bars)))
+    with sns.axes_style("whitegrid"):
+        fig, ax = plt.subplots(figsize=(8, 0.6 + 0.5 * len(bars)))
     drawn = ax.barh([n for n, _ in bars], [s for _, s in bars], color=colours, height=0.65)
     ax.bar_label(drawn, [f" {s:.2f} s   {first / s:.1f}×" for _, s in bars])
     for precision, limit in limits.items():
@@ -244,26 +335,32 @@ def stage_bars(
     ax.set_title(title, loc="left", fontsize=12, fontweight="bold")
     return fig
 
-
 # %% ../../nbs/bench/scaling.ipynb #7c75e8a4
-def draw_benchmarks(folder: str|Path) -> dict: # name -> matplotlib figure
+def draw_benchmarks(folder: str | Path) -> dict:  # name -> matplotlib figure
     "Both figures of what was measured in a `device_folder`."
-    facts = read_json(Path(folder)/"stages"/"manifest.json")
-    steps = read_json(Path(folder)/"stages"/"summary.json")
+    facts = read_json(Path(folder) / "stages" / "manifest.json")
+    steps = read_json(Path(folder) / "stages" / "summary.json")
     table, base = read_points(folder), SWEEPS[facts["scale"]][0]
     where = facts["device"] + ("" if facts["scale"] == "paper" else f", {facts['scale']} scale")
     limits = {}
     for precision in ("float32", "bf16"):
         at_base = along(table, "canvas", base, precision).query(f"engine == 'fast' and canvas == {base['canvas']}")
-        if len(at_base): limits[precision] = at_base.limit_s.iloc[0]
-    return {"Benchmarks_growth": growth_panels(table, base, f"Cost per image: the definition and the fast engine ({where})"),
-            "Benchmarks_stages": stage_bars(steps, limits, f"From the definition to the fast engine ({where})")}
+        if len(at_base):
+            limits[precision] = at_base.limit_s.iloc[0]
+    return {
+        "Benchmarks_growth": growth_panels(
+            table, base, f"Cost per image: the definition and the fast engine ({where})"
+        ),
+        "Benchmarks_stages": stage_bars(steps, limits, f"From the definition to the fast engine ({where})"),
+    }
 
-def measured_last(scale: str) -> Path|None:
+
+def measured_last(scale: str) -> Path | None:
     "The `device_folder` whose measurement ended last, or None."
-    done = [p for p in (scale_dir("results", scale)/"Benchmarks").glob("*/stages") if state(p) == "ok"]
-    return max((p.parent for p in done), key=lambda f: read_json(f/"stages"/"manifest.json")["ended"], default=None)
+    done = [p for p in (scale_dir("results", scale) / "Benchmarks").glob("*/stages") if state(p) == "ok"]
+    return max((p.parent for p in done), key=lambda f: read_json(f / "stages" / "manifest.json")["ended"], default=None)
 
-def draw_measured(name: str = "Benchmarks", scale: str = "paper") -> dict: # name -> matplotlib figure
+
+def draw_measured(name: str = "Benchmarks", scale: str = "paper") -> dict:  # name -> matplotlib figure
     "The figures that `ips-repro draw Benchmarks` draws; of nothing, none."
     return draw_benchmarks(folder) if (folder := measured_last(scale)) else {}

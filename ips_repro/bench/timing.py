@@ -16,22 +16,23 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..base.core import generator
+from ..digits.settings import bench_run
+from ..digits.training import make_data, make_net, make_trainer
 from ..ips.encoders import resnet_encoder
 from ..ips.engine import Folded, native_bf16, numerics
-from ..digits.training import make_data, make_net, make_trainer
 from ..ips.losses import weighted_terms
-from ..digits.settings import bench_run
 from ..train.session import device_name
 from ..train.trainer import peak_memory_mib
 
 # %% ../../nbs/bench/timing.ipynb #96e798c2
-def timed(do, device: str): # -> (seconds, what it returned)
+def timed(do, device: str):  # -> (seconds, what it returned)
     "Run `do()` and wait for the device."
     wait = {"cpu": lambda: None, "mps": torch.mps.synchronize}.get(device, lambda: torch.cuda.synchronize(device))
     wait()
     start, result = time.perf_counter(), do()
     wait()
     return time.perf_counter() - start, result
+
 
 def stir(net) -> None:
     "Give a fresh network's batch norms statistics with which content moves the scores as much as position does."
@@ -41,40 +42,53 @@ def stir(net) -> None:
             m.running_mean.copy_(0.27 * torch.randn(m.num_features, generator=draws))
             m.running_var.copy_(0.15 + 0.3 * torch.rand(m.num_features, generator=draws))
 
+
 class Measured:
     "One engine on one batch: `round` makes the patches, selects, and does a training step, each timed."
+
     def __init__(self, engine: str, run: dict, device: str):
         definition = {"precision": "float32"} if engine == "reference" else {}
         self.run, self.device, self.trainer = run, device, make_trainer(run | {"engine": engine} | definition, device)
         self.trainer.train.room = 0  # every round makes its patches, as the first epoch does; later ones have them
-        self.trainer.lr = 0.         # a step costs what it costs, and leaves the weights: every round times the same network
+        self.trainer.lr = 0.0  # a step costs what it costs, and leaves the weights: every round times the same network
         self.net, self.idle_mib = self.trainer.net.train(), peak_memory_mib(device)
 
     def _learn(self, batch, found):
-        labels = {t: torch.as_tensor(y[:len(found[0].index)]).to(self.device) for t, y in self.trainer.train.labels.items()}
+        labels = {
+            t: torch.as_tensor(y[: len(found[0].index)]).to(self.device) for t, y in self.trainer.train.labels.items()
+        }
         self.trainer._step(weighted_terms(self.trainer.terms, self.net, self.net.look(batch, *found), labels).sum(), 0)
 
-    def round(self, n: int) -> dict: # seconds per image, cells kept, distinct patches an image
-        stir(self.net)               # also undoes what the last training step did to the statistics
+    def round(self, n: int) -> dict:  # seconds per image, cells kept, distinct patches an image
+        stir(self.net)  # also undoes what the last training step did to the statistics
         with numerics(self.net.precision):
             data_s, batch = timed(lambda: self.net.prepare(self.trainer.train.batch(range(n))), self.device)
             search_s, found = timed(lambda: self.net.search(batch, generator(0, "bench")), self.device)
             train_s, _ = timed(lambda: self._learn(batch, found), self.device)
         distinct = found[1].shape[0] - 1 if found[1] is not None else n * self.run["n_patches"]
-        return {"data_s": data_s / n, "select_s": (data_s + search_s) / n, "train_s": train_s / n, "kept": found[0].index.sort().values.tolist(), "distinct": distinct / n}
+        return {
+            "data_s": data_s / n,
+            "select_s": (data_s + search_s) / n,
+            "train_s": train_s / n,
+            "kept": found[0].index.sort().values.tolist(),
+            "distinct": distinct / n,
+        }
 
-    def peaks(self, _=None): return {"peak_mib": peak_memory_mib(self.device), "idle_mib": self.idle_mib}
+    def peaks(self, _=None):
+        return {"peak_mib": peak_memory_mib(self.device), "idle_mib": self.idle_mib}
 
 # %% ../../nbs/bench/timing.ipynb #72e5d3fe
-def flops_per_patch(encoder, shape: tuple) -> int: # shape (C, p, p)
+def flops_per_patch(encoder, shape: tuple) -> int:  # shape (C, p, p)
     "Floating-point operations to embed one patch; a multiplication and an addition count as two."
     encoder = encoder.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter: encoder(torch.zeros(1, *shape, device=next(encoder.parameters()).device))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        encoder(torch.zeros(1, *shape, device=next(encoder.parameters()).device))
     return counter.get_total_flops()
+
 
 def best_rate(device: str, precision: str = "float32", seconds: float = 0.5) -> float:
     "FLOP/s: the best this device shows on matrix products and 3x3 convolutions, each tried for a while."
-    dtype, rate = torch.bfloat16 if precision == "bf16" else torch.float32, 0.
+    dtype, rate = torch.bfloat16 if precision == "bf16" else torch.float32, 0.0
     side, n = (8192, 4096) if device.startswith("cuda") else (1536, 128)
     a = torch.rand(side, side, device=device, dtype=dtype)
     tries = [(lambda: a @ a, 2 * side**3)]
@@ -85,7 +99,8 @@ def best_rate(device: str, precision: str = "float32", seconds: float = 0.5) -> 
     with torch.no_grad(), numerics(precision):
         for do, flops in tries:
             end = time.perf_counter() + seconds
-            while time.perf_counter() < end: rate = max(rate, flops / timed(do, device)[0])
+            while time.perf_counter() < end:
+                rate = max(rate, flops / timed(do, device)[0])
     return rate
 
 # %% ../../nbs/bench/timing.ipynb #552be8af
@@ -93,13 +108,17 @@ def _serve(conn, engine, run, device):
     "What a worker process does: build, then answer (method, argument) until told to stop."
     try:
         measured = Measured(engine, run, device)
-        for method, value in iter(conn.recv, "stop"): conn.send((getattr(measured, method)(value), None))
-    except Exception as e: conn.send((None, f"{type(e).__name__}: {e}"))
+        for method, value in iter(conn.recv, "stop"):
+            conn.send((getattr(measured, method)(value), None))
+    except Exception as e:
+        conn.send((None, f"{type(e).__name__}: {e}"))
+
 
 class Worker:
     "An engine in a process of its own."
+
     def __init__(self, engine: str, run: dict, device: str):
-        context = multiprocessing.get_context("spawn") # a forked process would inherit memory, and cannot use CUDA
+        context = multiprocessing.get_context("spawn")  # a forked process would inherit memory, and cannot use CUDA
         self.engine, (self.conn, there) = engine, context.Pipe()
         self.process = context.Process(target=_serve, args=(there, engine, run, device), daemon=True)
         self.process.start()
@@ -107,40 +126,61 @@ class Worker:
 
     def ask(self, method: str, value=None):
         "The answer. `RuntimeError` says what went wrong there."
-        with suppress(OSError): self.conn.send((method, value)) # it may have stopped early; why is still in the pipe
-        try: answer, error = self.conn.recv()
+        with suppress(OSError):
+            self.conn.send((method, value))  # it may have stopped early; why is still in the pipe
+        try:
+            answer, error = self.conn.recv()
         except (EOFError, OSError):
             self.process.join(5)
-            raise RuntimeError(f"bench: the process of the {self.engine} engine died (exit code {self.process.exitcode}); out of memory?") from None
-        if error: raise RuntimeError(f"bench: the {self.engine} engine failed: {error}")
+            raise RuntimeError(
+                f"bench: the process of the {self.engine} engine died (exit code {self.process.exitcode}); out of memory?"
+            ) from None
+        if error:
+            raise RuntimeError(f"bench: the {self.engine} engine failed: {error}")
         return answer
 
     def stop(self):
-        with suppress(OSError): self.conn.send("stop")          # it may be gone already
+        with suppress(OSError):
+            self.conn.send("stop")  # it may be gone already
         self.process.join(5)
         self.process.kill()
 
 # %% ../../nbs/bench/timing.ipynb #7df093ef
-def in_common(a: list, b: list) -> float: # [[cells kept] per image], twice
+def in_common(a: list, b: list) -> float:  # [[cells kept] per image], twice
     "The share of the patches kept in `a` that were kept in `b` too."
     return sum(len(set(x) & set(y)) for x, y in zip(a, b)) / sum(map(len, a))
+
 
 def _summary(rounds, peaks):
     numbers = {f"{k}_per_image": median(r[k] for r in rounds) for k in ("data_s", "select_s", "train_s")}
     every = {f"{k}_all": [r[k] for r in rounds] for k in ("select_s", "train_s")}
-    return numbers | {k: round(v, 1) for k, v in peaks.items()} | {"distinct_per_image": rounds[0]["distinct"], "rounds": len(rounds)} | every
+    return (
+        numbers
+        | {k: round(v, 1) for k, v in peaks.items()}
+        | {"distinct_per_image": rounds[0]["distinct"], "rounds": len(rounds)}
+        | every
+    )
+
 
 def _roofline(run, device, fast):
-    flops = flops_per_patch(resnet_encoder().to(device), (1, run["patch_size"], run["patch_size"])) * (fast["distinct_per_image"] + 1 / run["batch_size"])
+    flops = flops_per_patch(resnet_encoder().to(device), (1, run["patch_size"], run["patch_size"])) * (
+        fast["distinct_per_image"] + 1 / run["batch_size"]
+    )
     rate = best_rate(device, run["precision"])
-    return {"gflop_per_image": flops / 1e9, "device_gflop_per_s": rate / 1e9, "limit_s_per_image": flops / rate, "share_of_limit": flops / rate / fast["select_s_per_image"]}
+    return {
+        "gflop_per_image": flops / 1e9,
+        "device_gflop_per_s": rate / 1e9,
+        "limit_s_per_image": flops / rate,
+        "share_of_limit": flops / rate / fast["select_s_per_image"],
+    }
 
 # %% ../../nbs/bench/timing.ipynb #795dde78
 def bench(
-    device: str = "cpu", repeats: int = 3, # rounds of which the median counts
+    device: str = "cpu",
+    repeats: int = 3,  # rounds of which the median counts
     engines: tuple = ("reference", "fast"),
-    say=lambda line: None,                 # told about each round
-    **setting,                             # of `bench_run`
+    say=lambda line: None,  # told about each round
+    **setting,  # of `bench_run`
 ) -> dict:
     "Time engines in turns on one batch. `ParameterError` for an impossible setting, `RuntimeError` if an engine fails."
     run = bench_run(**setting)
@@ -148,13 +188,21 @@ def bench(
     try:
         for i in range(repeats + 1):
             for w in workers:
-                got = w.ask("round", run["batch_size"] if i or device != "cpu" else 1) # the first is a warm-up; a GPU tries algorithms for each shape in it
-                if i: rounds[w.engine].append(got); say(f"{w.engine}, round {i}: selection {got['select_s']:.3f} s, training step {got['train_s']:.3f} s per image")
+                got = w.ask(
+                    "round", run["batch_size"] if i or device != "cpu" else 1
+                )  # the first is a warm-up; a GPU tries algorithms for each shape in it
+                if i:
+                    rounds[w.engine].append(got)
+                    say(
+                        f"{w.engine}, round {i}: selection {got['select_s']:.3f} s, training step {got['train_s']:.3f} s per image"
+                    )
         peaks = {w.engine: w.ask("peaks") for w in workers}
     finally:
-        for w in workers: w.stop()
+        for w in workers:
+            w.stop()
     out = {e: _summary(rounds[e], peaks[e]) for e in engines}
-    if "fast" in engines: out["roofline"] = _roofline(run, device, out["fast"])
+    if "fast" in engines:
+        out["roofline"] = _roofline(run, device, out["fast"])
     if len(engines) == 2:
         a, b = (out[e] for e in engines)
         out["kept_in_common"] = min(in_common(x["kept"], y["kept"]) for x, y in zip(*rounds.values()))
@@ -162,31 +210,56 @@ def bench(
         select, both = (lambda r: r["select_s_per_image"]), (lambda r: r["select_s_per_image"] + r["train_s_per_image"])
         out["speedup"] = {"select": select(a) / select(b), "select_and_train": both(a) / both(b)}
     keys = ("canvas", "digit_size", "n_noise", "patch_size", "n_patches", "M", "I", "precision")
-    return out | {"setting": {k: run[k] for k in keys} | {"images": run["batch_size"], "repeats": repeats}, "device": device_name(device), "torch": torch.__version__, "python": platform.python_version()}
+    return out | {
+        "setting": {k: run[k] for k in keys} | {"images": run["batch_size"], "repeats": repeats},
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 # %% ../../nbs/bench/timing.ipynb #50e11b41
 def bench_text(result: dict) -> str:
     "A benchmark in words."
     s, lines = result["setting"], []
-    lines.append("{images} canvases of {canvas} px ({n_patches} patches of {patch_size} px), {n_noise} glyphs, digits of {digit_size} px, M = {M}, I = {I}, {precision}, on {device}".format(**s, device=result["device"]))
+    lines.append(
+        "{images} canvases of {canvas} px ({n_patches} patches of {patch_size} px), {n_noise} glyphs, digits of {digit_size} px, M = {M}, I = {I}, {precision}, on {device}".format(
+            **s, device=result["device"]
+        )
+    )
     for e in ("reference", "fast"):
-        if e not in result: continue
-        lines.append("{:>10}: selection {select_s_per_image:.3f} s and training step {train_s_per_image:.3f} s per image, "
-                     "peak memory {peak_mib:.0f} MiB, {distinct_per_image:.0f} patches embedded".format(e, **result[e]))
+        if e not in result:
+            continue
+        lines.append(
+            "{:>10}: selection {select_s_per_image:.3f} s and training step {train_s_per_image:.3f} s per image, "
+            "peak memory {peak_mib:.0f} MiB, {distinct_per_image:.0f} patches embedded".format(e, **result[e])
+        )
     if "speedup" in result:
-        same = "the same patches selected" if result["same_selection"] else f"{result['kept_in_common']:.1%} of the patches selected are the same"
-        lines.append("   speedup: selection {select:.1f}x, selection and training step {select_and_train:.1f}x; ".format(**result["speedup"]) + same)
+        same = (
+            "the same patches selected"
+            if result["same_selection"]
+            else f"{result['kept_in_common']:.1%} of the patches selected are the same"
+        )
+        lines.append(
+            "   speedup: selection {select:.1f}x, selection and training step {select_and_train:.1f}x; ".format(
+                **result["speedup"]
+            )
+            + same
+        )
     if "roofline" in result:
-        lines.append("  roofline: {gflop_per_image:.0f} GFLOP an image must be done; at the {device_gflop_per_s:.0f} GFLOP/s this device was seen to reach "
-                     "that takes {limit_s_per_image:.3f} s, {share_of_limit:.0%} of what selection took".format(**result["roofline"]))
+        lines.append(
+            "  roofline: {gflop_per_image:.0f} GFLOP an image must be done; at the {device_gflop_per_s:.0f} GFLOP/s this device was seen to reach "
+            "that takes {limit_s_per_image:.3f} s, {share_of_limit:.0%} of what selection took".format(
+                **result["roofline"]
+            )
+        )
     return "\n".join(lines)
 
 # %% ../../nbs/bench/timing.ipynb #ff210ded
 def stages(
     device: str = "cpu",
     repeats: int = 3,
-    **setting, # of `bench_run`
-) -> dict: # name -> seconds per image
+    **setting,  # of `bench_run`
+) -> dict:  # name -> seconds per image
     """Embedding as the definition does it, then with channels-last weights, with folded batch norms, and with each distinct patch once in chunks that suit the device.
 
     The last step is bfloat16; it is left out where the device does not multiply it natively."""
@@ -194,8 +267,11 @@ def stages(
     plain, fast = (make_net(run | {"engine": e}, device).eval() for e in ("reference", "fast"))
     batch = make_data(run, True, device).batch(range(run["batch_size"])).to(device)
     dense, folded = batch.dense().flatten(0, 1), Folded(fast.encoder).refresh().eval()
-    def every(encode): # all patches, in the portions in which the iterations meet them
-        for x in dense.split(run["batch_size"] * run["I"]): encode(x)
+
+    def every(encode):  # all patches, in the portions in which the iterations meet them
+        for x in dense.split(run["batch_size"] * run["I"]):
+            encode(x)
+
     ways = {
         "definition": (run["precision"], lambda: every(plain.encode)),
         "channels last": (run["precision"], lambda: every(fast.encode)),
@@ -209,6 +285,6 @@ def stages(
     with torch.no_grad():
         for _ in range(repeats + 1):
             for name, (precision, do) in ways.items():
-                with numerics(precision): seconds[name].append(timed(do, device)[0] / run["batch_size"])
+                with numerics(precision):
+                    seconds[name].append(timed(do, device)[0] / run["batch_size"])
     return {name: median(s[1:]) for name, s in seconds.items()}
-

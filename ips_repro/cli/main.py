@@ -13,45 +13,66 @@ import sys
 import time
 from pathlib import Path
 
-from .sweep_commands import INTERRUPTED, about_limits, about_sweeps, cmd_compare, cmd_draw, cmd_plan, cmd_sweep, drawn_names, take_limits
 from ..base.core import out_root, project_root, write_json
-from .doctor import cmd_doctor
-from ..runs.run import experiment_runs
 from ..base.params import ParameterError, check_given, notebook_params
-from ..runs.registry import experiments
-from ..digits.settings import bench_run, check_values, resolve
+from .doctor import cmd_doctor
+from ips_repro.cli.sweep_commands import (
+    INTERRUPTED,
+    about_limits,
+    about_sweeps,
+    cmd_compare,
+    cmd_draw,
+    cmd_plan,
+    cmd_sweep,
+    drawn_names,
+    take_limits,
+)
 from .testing import cmd_test
+from ..digits.settings import bench_run, check_values, resolve
+from ..runs.registry import experiments
+from ..runs.run import experiment_runs
 
 # %% ../../nbs/cli/main.ipynb #33249206
 def check_request(
-    notebook: str|Path,
-    pairs: list, # [[name, value], ...] as typed on the command line
-) -> dict:       # name -> typed value, of those given
+    notebook: str | Path,
+    pairs: list,  # [[name, value], ...] as typed on the command line
+) -> dict:  # name -> typed value, of those given
     "Names, types, ranges and geometry of a request. `ParameterError` says what is wrong with it."
     declared = notebook_params(notebook)
     names = [n for n, _ in pairs]
-    if twice := {n for n in names if names.count(n) > 1}: raise ParameterError(f"{sorted(twice)[0]}: given twice")
+    if twice := {n for n in names if names.count(n) > 1}:
+        raise ParameterError(f"{sorted(twice)[0]}: given twice")
     given = check_given(declared, dict(pairs))
     everything = {n: p.default for n, p in declared.items()} | given
     check_values(everything)
     here = [e for e in experiments().values() if e.notebook == Path(notebook).stem]
     e = next((e for e in here if all(everything.get(k) == v for k, v in e.asks.items())), None)
-    if here and not e: raise ParameterError(*(f"{k}: {everything.get(k)!r} is none of {', '.join(o.asks[k] for o in here)}" for k in here[0].asks))
-    if e: experiment_runs(e, everything, _scale_here(everything))
-    elif {"o2i", "canvas", "patch_size"} <= set(everything): resolve(everything, _scale_here(everything))
+    if here and not e:
+        raise ParameterError(
+            *(f"{k}: {everything.get(k)!r} is none of {', '.join(o.asks[k] for o in here)}" for k in here[0].asks)
+        )
+    if e:
+        experiment_runs(e, everything, _scale_here(everything))
+    elif {"o2i", "canvas", "patch_size"} <= set(everything):
+        resolve(everything, _scale_here(everything))
     return given
+
 
 def _scale_here(everything):
     "What scale 'auto' will mean here, as far as can be told without torch. `ParameterError` for what needs a GPU that is not there."
     scale, device = everything.get("scale", "paper"), everything.get("device", "auto")
     present = any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
-    if device.startswith("cuda") and not present: raise ParameterError(f"device: {device!r} cannot be used here: there is no NVIDIA GPU")
+    if device.startswith("cuda") and not present:
+        raise ParameterError(f"device: {device!r} cannot be used here: there is no NVIDIA GPU")
     gpu = present and device in ("auto",) or device.startswith("cuda")
-    if not gpu and everything.get("precision") == "tf32": raise ParameterError("precision: tf32 exists on a GPU only")
-    if not gpu and everything.get("memory_gib"): raise ParameterError("memory_gib: only a GPU's memory can be capped")
+    if not gpu and everything.get("precision") == "tf32":
+        raise ParameterError("precision: tf32 exists on a GPU only")
+    if not gpu and everything.get("memory_gib"):
+        raise ParameterError("memory_gib: only a GPU's memory can be capped")
     return scale if scale != "auto" else "paper" if gpu else "quick"
 
-def parameter_help(notebook: str|Path) -> str:
+
+def parameter_help(notebook: str | Path) -> str:
     "The parameters of a notebook: name, type, default and what they are for."
     rows = [(p.name, p.kind, repr(p.default), p.help) for p in notebook_params(notebook).values()]
     width = [max(len(r[i]) for r in rows) for i in range(3)]
@@ -60,50 +81,87 @@ def parameter_help(notebook: str|Path) -> str:
 # %% ../../nbs/cli/main.ipynb #106ecbf3
 def cmd_run(args) -> int:
     "ips-repro run"
-    if args.help_notebook: print(parameter_help(args.notebook)); return 0
+    if args.help_notebook:
+        print(parameter_help(args.notebook))
+        return 0
     given = check_request(args.notebook, args.parameter)
     take_limits(args)
     os.environ.setdefault("IPS_REPRO_PROGRESS", "bar" if sys.stderr.isatty() else "lines")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8") # for determinism='deterministic'; must be there before CUDA is
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # for determinism='deterministic'; must be there before CUDA is
     from ips_repro.cli.runner import RunFailed, run_notebook
-    try: print(f"executed copy: {run_notebook(args.notebook, given, args.output)}")
-    except RunFailed as e: print(f"ips-repro: {e}", file=sys.stderr); return e.code
+
+    try:
+        print(f"executed copy: {run_notebook(args.notebook, given, args.output)}")
+    except RunFailed as e:
+        print(f"ips-repro: {e}", file=sys.stderr)
+        return e.code
     return 0
 
 # %% ../../nbs/cli/main.ipynb #f56d03c3
-BENCH = dict(canvas="side of a canvas, pixels", digit_size="digits, pixels", n_noise="noise glyphs a canvas", images="images in the batch", patch_size="side of a patch, pixels",
-             M="patches kept", I="patches that join at each step", precision="float32, tf32 or bf16") # the arguments of `bench_run`, which has their defaults
+BENCH = dict(
+    canvas="side of a canvas, pixels",
+    digit_size="digits, pixels",
+    n_noise="noise glyphs a canvas",
+    images="images in the batch",
+    patch_size="side of a patch, pixels",
+    M="patches kept",
+    I="patches that join at each step",
+    precision="float32, tf32 or bf16",
+)  # the arguments of `bench_run`, which has their defaults
+
 
 def cmd_bench(args) -> int:
     "ips-repro bench"
     setting = {name: getattr(args, name) for name in BENCH}
     check_values(setting | {"device": args.device, "repeats": args.repeats})
     bench_run(**setting)
-    if args.json and (Path(args.json).is_dir() or not Path(args.json).absolute().parent.is_dir()): raise ParameterError(f"json: {args.json} is a folder, or there is no folder for it")
+    if args.json and (Path(args.json).is_dir() or not Path(args.json).absolute().parent.is_dir()):
+        raise ParameterError(f"json: {args.json} is a folder, or there is no folder for it")
     from ips_repro.bench.timing import bench, bench_text
-    from ips_repro.train.setup import check_device
     from ips_repro.train.session import choose
-    try: device, _ = choose(args.device, "paper")
-    except ValueError as e: raise ParameterError(str(e)) from None
+    from ips_repro.train.setup import check_device
+
+    try:
+        device, _ = choose(args.device, "paper")
+    except ValueError as e:
+        raise ParameterError(str(e)) from None
     check_device([setting], device)
     engines = ("reference", "fast") if args.engine == "both" else (args.engine,)
-    try: result = bench(device, args.repeats, engines, say=lambda line: print(line, file=sys.stderr, flush=True), **setting)
-    except RuntimeError as e: print(f"ips-repro: {e}", file=sys.stderr); return 1
+    try:
+        result = bench(
+            device, args.repeats, engines, say=lambda line: print(line, file=sys.stderr, flush=True), **setting
+        )
+    except RuntimeError as e:
+        print(f"ips-repro: {e}", file=sys.stderr)
+        return 1
     print(bench_text(result))
-    if args.json: write_json(args.json, result)
+    if args.json:
+        write_json(args.json, result)
     return 0 if setting["precision"] != "float32" or result.get("same_selection", True) else 1
 
 # %% ../../nbs/cli/main.ipynb #e2acce54
 def cmd_predict(args) -> int:
     "ips-repro predict: 0 if every image could be read, or with --skip-errors; else 1."
-    out = Path(args.output) if args.output else out_root()/"results"/"predictions"/f"{Path(args.images).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out = (
+        Path(args.output)
+        if args.output
+        else out_root() / "results" / "predictions" / f"{Path(args.images).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
     from ips_repro.base.images import list_images
-    try: images = list_images(args.images)
-    except (OSError, ValueError) as e: raise ParameterError(f"images: {e}") from None
-    from ips_repro.train.session import choose
+
+    try:
+        images = list_images(args.images)
+    except (OSError, ValueError) as e:
+        raise ParameterError(f"images: {e}") from None
     from ips_repro.digits.predict import load_run, predict_all
-    try: net, run = load_run(args.run, choose(args.device, "paper")[0])
-    except (OSError, ValueError) as e: raise ParameterError(f"run: {e}") from None
+    from ips_repro.train.session import choose
+
+    try:
+        net, run = load_run(args.run, choose(args.device, "paper")[0])
+    except (OSError, ValueError) as e:
+        raise ParameterError(f"run: {e}") from None
     rows, errors = predict_all(net, run, images, out)
     print(f"{len(rows) - errors} images predicted, {errors} could not be read: {out}/predictions.csv")
     return 1 if errors and not args.skip_errors else 0
@@ -112,52 +170,108 @@ def cmd_predict(args) -> int:
 def cmd_diff(args) -> int:
     "ips-repro diff: only what differs. Like `diff`: 0 nothing, 1 something, 2 trouble."
     from ips_repro.runs.diff import differences
-    try: rows = [("", args.run_a, args.run_b), *differences(args.run_a, args.run_b)]
-    except (OSError, ValueError) as e: raise ParameterError(f"diff: {e}") from None
+
+    try:
+        rows = [("", args.run_a, args.run_b), *differences(args.run_a, args.run_b)]
+    except (OSError, ValueError) as e:
+        raise ParameterError(f"diff: {e}") from None
     width = [max(len(str(r[i])) for r in rows) for i in range(2)]
-    if len(rows) > 1: print("\n".join(f"{str(k):{width[0]}}  {str(x):{width[1]}}  {y}" for k, x, y in rows))
+    if len(rows) > 1:
+        print("\n".join(f"{str(k):{width[0]}}  {str(x):{width[1]}}  {y}" for k, x, y in rows))
     return 1 if len(rows) > 1 else 0
 
 # %% ../../nbs/cli/main.ipynb #88de4c59
 def _about_runs(sub):
-    predict = sub.add_parser("predict", help="a trained run on images of your own", description="Probabilities, kept patches and pictures for a folder of images, a CSV with a column `path`, or one image (PNG, JPEG, TIFF; of any size).")
+    predict = sub.add_parser(
+        "predict",
+        help="a trained run on images of your own",
+        description="Probabilities, kept patches and pictures for a folder of images, a CSV with a column `path`, or one image (PNG, JPEG, TIFF; of any size).",
+    )
     predict.add_argument("run", help="the folder of a finished run")
     predict.add_argument("images", help="a folder, a CSV, or an image")
-    predict.add_argument("-o", dest="output", metavar="OUT", help="folder for predictions.csv, kept/ and overlays/ (default: results/predictions/<name>-<time>)")
+    predict.add_argument(
+        "-o",
+        dest="output",
+        metavar="OUT",
+        help="folder for predictions.csv, kept/ and overlays/ (default: results/predictions/<name>-<time>)",
+    )
     predict.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, or auto (default)")
     predict.add_argument("--skip-errors", action="store_true", help="exit 0 even if some images could not be read")
     predict.set_defaults(do=cmd_predict)
-    diff = sub.add_parser("diff", help="what differs between two runs", description="Parameters, versions, device, results: only what differs. Exit code 1 if anything does.")
+    diff = sub.add_parser(
+        "diff",
+        help="what differs between two runs",
+        description="Parameters, versions, device, results: only what differs. Exit code 1 if anything does.",
+    )
     diff.add_argument("run_a", help="a run's folder")
     diff.add_argument("run_b", help="another's")
     diff.set_defaults(do=cmd_diff)
 
 # %% ../../nbs/cli/main.ipynb #0a45dcf5
 def _many(sub):
-    for name, do, what in (("plan", cmd_plan, "what there is and what is missing, run by run"), ("sweep", cmd_sweep, "do a plan: many runs, some at once")):
-        many = sub.add_parser(name, help=what, description="Of a plan's JSON file, or of experiments: " + ", ".join(experiments()) + " (default: all).")
+    for name, do, what in (
+        ("plan", cmd_plan, "what there is and what is missing, run by run"),
+        ("sweep", cmd_sweep, "do a plan: many runs, some at once"),
+    ):
+        many = sub.add_parser(
+            name,
+            help=what,
+            description="Of a plan's JSON file, or of experiments: " + ", ".join(experiments()) + " (default: all).",
+        )
         many.add_argument("what", nargs="*", help="a plan's file (.json), or experiments")
         many.add_argument("--scale", help="paper (default), quick or smoke")
         many.set_defaults(do=do)
-        if name == "plan": many.add_argument("--json", metavar="OUT", help="also write the plan to this file")
-        else: about_sweeps(many)
-    comparing = sub.add_parser("compare", help="published and ours", description="Published numbers beside our runs at paper scale; writes results/COMPARISON.md. Exit code 1 if a value lies outside its band.")
+        if name == "plan":
+            many.add_argument("--json", metavar="OUT", help="also write the plan to this file")
+        else:
+            about_sweeps(many)
+    comparing = sub.add_parser(
+        "compare",
+        help="published and ours",
+        description="Published numbers beside our runs at paper scale; writes results/COMPARISON.md. Exit code 1 if a value lies outside its band.",
+    )
     comparing.add_argument("experiments", nargs="*", help="which (default: all)")
     comparing.set_defaults(do=cmd_compare)
-    drawing = sub.add_parser("draw", help="figures from the results that are there", description="Draw the figures of experiments again from results/ and the published table. Trains nothing, needs no GPU.")
+    drawing = sub.add_parser(
+        "draw",
+        help="figures from the results that are there",
+        description="Draw the figures of experiments again from results/ and the published table. Trains nothing, needs no GPU.",
+    )
     drawing.add_argument("experiments", nargs="*", help=f"{', '.join(drawn_names())} (default: all)")
-    drawing.add_argument("--scale", choices=("paper", "smoke"), default="paper", help="paper: from paper and quick runs (default); smoke: from smoke runs, into figures/smoke")
+    drawing.add_argument(
+        "--scale",
+        choices=("paper", "smoke"),
+        default="paper",
+        help="paper: from paper and quick runs (default); smoke: from smoke runs, into figures/smoke",
+    )
     drawing.set_defaults(do=cmd_draw)
 
 # %% ../../nbs/cli/main.ipynb #29eba4b2
 def parser() -> argparse.ArgumentParser:
     "The command line's grammar."
-    top = argparse.ArgumentParser(prog="ips-repro", description="Iterative Patch Selection, reproducibly. Exit codes: 0 done, 1 failed, 2 impossible request, 3 the run is being worked on by another process, 130 interrupted.")
+    top = argparse.ArgumentParser(
+        prog="ips-repro",
+        description="Iterative Patch Selection, reproducibly. Exit codes: 0 done, 1 failed, 2 impossible request, 3 the run is being worked on by another process, 130 interrupted.",
+    )
     sub = top.add_subparsers(dest="command", required=True)
-    run = sub.add_parser("run", help="run an experiment notebook, strictly", description="Papermill with every parameter checked before anything starts, and a truthful exit code.")
+    run = sub.add_parser(
+        "run",
+        help="run an experiment notebook, strictly",
+        description="Papermill with every parameter checked before anything starts, and a truthful exit code.",
+    )
     run.add_argument("notebook")
-    run.add_argument("-p", dest="parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter; several values with commas where it takes a list")
-    run.add_argument("-o", dest="output", metavar="OUT", help="the executed copy (default: results/executed/<name>-<time>.ipynb)")
+    run.add_argument(
+        "-p",
+        dest="parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a parameter; several values with commas where it takes a list",
+    )
+    run.add_argument(
+        "-o", dest="output", metavar="OUT", help="the executed copy (default: results/executed/<name>-<time>.ipynb)"
+    )
     about_limits(run)
     run.add_argument("--help-notebook", action="store_true", help="show the notebook's parameters and stop")
     run.set_defaults(do=cmd_run)
@@ -168,13 +282,21 @@ def parser() -> argparse.ArgumentParser:
     test.add_argument("--timeout", type=int, default=300, help="seconds for each notebook (default 300)")
     test.add_argument("--workers", type=int, default=2, help="notebooks at once (default 2)")
     test.set_defaults(do=cmd_test)
-    bench = sub.add_parser("bench", help="time the fast engine against the definition", description="Selection and training step of one batch, both engines in turns, each in its own process.")
+    bench = sub.add_parser(
+        "bench",
+        help="time the fast engine against the definition",
+        description="Selection and training step of one batch, both engines in turns, each in its own process.",
+    )
     for name, what in BENCH.items():
         default = inspect.signature(bench_run).parameters[name].default
-        bench.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{what} (default {default})")
+        bench.add_argument(
+            f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{what} (default {default})"
+        )
     bench.add_argument("--repeats", type=int, default=3, help="rounds of which the median counts (default 3)")
     bench.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, or auto (default)")
-    bench.add_argument("--engine", choices=("both", "fast", "reference"), default="both", help="time only one (default both)")
+    bench.add_argument(
+        "--engine", choices=("both", "fast", "reference"), default="both", help="time only one (default both)"
+    )
     bench.add_argument("--json", metavar="OUT", help="also write everything measured to this file")
     bench.set_defaults(do=cmd_bench)
     _about_runs(sub)
@@ -185,7 +307,14 @@ def parser() -> argparse.ArgumentParser:
 def main(argv=None) -> int:
     "Entry point of `ips-repro`; returns the exit code."
     args = parser().parse_args(argv)
-    try: return args.do(args)
-    except ParameterError as e: print(f"ips-repro: {e}", file=sys.stderr); return 2
-    except KeyboardInterrupt: print("ips-repro: interrupted", file=sys.stderr); return INTERRUPTED
-    except OSError as e: print(f"ips-repro: {e}", file=sys.stderr); return 1 # a folder that cannot be written, a full disk
+    try:
+        return args.do(args)
+    except ParameterError as e:
+        print(f"ips-repro: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ips-repro: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as e:
+        print(f"ips-repro: {e}", file=sys.stderr)
+        return 1  # a folder that cannot be written, a full disk

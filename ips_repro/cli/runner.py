@@ -18,25 +18,35 @@ from ..runs.folder import settle
 
 # %% ../../nbs/cli/runner.ipynb #d8373ea2
 def check_output(
-    notebook: str|Path, # what will be run
-    out: str|Path|None, # where the executed copy shall go; None = results/executed/<name>-<time>.ipynb
-) -> Path:              # absolute
+    notebook: str | Path,  # what will be run
+    out: str | Path | None,  # where the executed copy shall go; None = results/executed/<name>-<time>.ipynb
+) -> Path:  # absolute
     "The destination of the executed notebook. `ParameterError` if it would land among the sources or cannot be written."
     notebook = Path(notebook).resolve()
-    if out is None: return out_root()/"results"/"executed"/f"{notebook.stem}-{datetime.now():%Y%m%d-%H%M%S}.ipynb"
+    if out is None:
+        return out_root() / "results" / "executed" / f"{notebook.stem}-{datetime.now():%Y%m%d-%H%M%S}.ipynb"
     path = Path(out).resolve()
-    if path.suffix != ".ipynb": raise ParameterError(f"output: {out} does not end in .ipynb")
-    if path == notebook: raise ParameterError(f"output: {out} is the notebook itself")
-    if path.is_relative_to(project_root()/"nbs"): raise ParameterError(f"output: {out} lies inside nbs/, where only sources live; results/ is the place")
-    if path.is_dir(): raise ParameterError(f"output: {out} is a folder")
+    if path.suffix != ".ipynb":
+        raise ParameterError(f"output: {out} does not end in .ipynb")
+    if path == notebook:
+        raise ParameterError(f"output: {out} is the notebook itself")
+    if path.is_relative_to(project_root() / "nbs"):
+        raise ParameterError(f"output: {out} lies inside nbs/, where only sources live; results/ is the place")
+    if path.is_dir():
+        raise ParameterError(f"output: {out} is a folder")
     return path
 
 # %% ../../nbs/cli/runner.ipynb #c0d3fa8d
 class RunFailed(RuntimeError):
     "The notebook did not run to its end; the message says where and why, `code` is the exit code that says it."
-    def __init__(self, message: str, code: int = 1): super().__init__(message); self.code = code
 
-CODES = {"Held": 3, "KeyboardInterrupt": 130} # exception in a cell -> exit code
+    def __init__(self, message: str, code: int = 1):
+        super().__init__(message)
+        self.code = code
+
+
+CODES = {"Held": 3, "KeyboardInterrupt": 130}  # exception in a cell -> exit code
+
 
 def _tidy(nb):
     "Join the pieces of a stream and keep only the last state of every redrawn progress bar."
@@ -44,20 +54,28 @@ def _tidy(nb):
         kept = []
         for o in cell.get("outputs", []):
             joins = o.output_type == "stream" and kept and kept[-1].output_type == "stream" and kept[-1].name == o.name
-            if joins: kept[-1].text += o.text
-            else: kept.append(o)
+            if joins:
+                kept[-1].text += o.text
+            else:
+                kept.append(o)
         for o in kept:
-            if o.output_type == "stream": o.text = re.sub(r"[^\n]*\r(?!\n)", "", o.text)
-        if cell.cell_type == "code": cell.outputs = kept
+            if o.output_type == "stream":
+                o.text = re.sub(r"[^\n]*\r(?!\n)", "", o.text)
+        if cell.cell_type == "code":
+            cell.outputs = kept
     return nb
 
-def why_not_complete(nb) -> str|None:
+
+def why_not_complete(nb) -> str | None:
     "Why this executed notebook is not a success, or None if it is."
     for i, cell in enumerate(c for c in nb.cells if c.cell_type == "code"):
         errors = [o for o in cell.outputs if o.output_type == "error"]
-        if errors and errors[0].ename == "SystemExit": return f"code cell {i + 1} left early with SystemExit({errors[0].evalue}); the cells after it did not run"
-        if errors: return f"code cell {i + 1}: {errors[0].ename}: {errors[0].evalue}"
-        if cell.execution_count is None and cell.source.strip(): return f"code cell {i + 1} did not run"
+        if errors and errors[0].ename == "SystemExit":
+            return f"code cell {i + 1} left early with SystemExit({errors[0].evalue}); the cells after it did not run"
+        if errors:
+            return f"code cell {i + 1}: {errors[0].ename}: {errors[0].evalue}"
+        if cell.execution_count is None and cell.source.strip():
+            return f"code cell {i + 1} did not run"
     return None
 
 # %% ../../nbs/cli/runner.ipynb #0c5ae971
@@ -66,37 +84,59 @@ def _execute(notebook, parameters, tmp):
     import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
+
     failed, code = None, 1
-    quiet = ["--log-level=ERROR"] # ipykernel warns of its own way of talking to itself
-    try: papermill.execute_notebook(str(notebook), str(tmp), parameters=parameters, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=quiet)
-    except papermill.PapermillExecutionError as e: failed, code = f"{e.ename}: {e.evalue}", CODES.get(e.ename, 1)
-    except DeadKernelError: failed = "the kernel died (killed, or out of memory)"
+    quiet = ["--log-level=ERROR"]  # ipykernel warns of its own way of talking to itself
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(tmp),
+            parameters=parameters,
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            extra_arguments=quiet,
+        )
+    except papermill.PapermillExecutionError as e:
+        failed, code = f"{e.ename}: {e.evalue}", CODES.get(e.ename, 1)
+    except DeadKernelError:
+        failed = "the kernel died (killed, or out of memory)"
     if tmp.exists():
         nb = nbformat.read(tmp, 4)
         failed = failed or why_not_complete(nb)
         nbformat.write(_tidy(nb), tmp)
     return failed or (None if tmp.exists() else "no executed notebook was written"), code
 
+
 def settle_all() -> None:
     "Write down the end of every run whose process is gone without having done so."
-    for path in (out_root()/"results").rglob("holder.json"):
-        try: settle(path.parent)
-        except OSError as e: print(f"{path.parent}: its end cannot be written down ({e})", file=sys.stderr)
+    for path in (out_root() / "results").rglob("holder.json"):
+        try:
+            settle(path.parent)
+        except OSError as e:
+            print(f"{path.parent}: its end cannot be written down ({e})", file=sys.stderr)
+
 
 def run_notebook(
-    notebook: str|Path,        # has a cell tagged `parameters`
-    given: dict = {},          # name -> text or value, checked against the declaration
-    out: str|Path|None = None, # see `check_output`
-) -> Path:                     # the executed copy
+    notebook: str | Path,  # has a cell tagged `parameters`
+    given: dict = {},  # name -> text or value, checked against the declaration
+    out: str | Path | None = None,  # see `check_output`
+) -> Path:  # the executed copy
     "Run a notebook with checked parameters. `ParameterError` before anything starts or is written, `RunFailed` if any cell did not finish."
     parameters = check_given(notebook_params(notebook), given)
     out = check_output(notebook, out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as held: # if this process is killed, half a copy stays there and not among the results
-        tmp = Path(held)/out.name
+    with (
+        tempfile.TemporaryDirectory() as held
+    ):  # if this process is killed, half a copy stays there and not among the results
+        tmp = Path(held) / out.name
         try:
-            with sigterm_interrupts(): failed, code = _execute(notebook, parameters, tmp)
-            if tmp.exists(): write_atomic(out, tmp.read_bytes())
-        finally: settle_all()
-    if failed: raise RunFailed(f"{Path(notebook).name} failed: {failed} (executed copy: {out})", code)
+            with sigterm_interrupts():
+                failed, code = _execute(notebook, parameters, tmp)
+            if tmp.exists():
+                write_atomic(out, tmp.read_bytes())
+        finally:
+            settle_all()
+    if failed:
+        raise RunFailed(f"{Path(notebook).name} failed: {failed} (executed copy: {out})", code)
     return out

@@ -10,109 +10,153 @@ import os
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 from submitit import SlurmExecutor
 from submitit.helpers import DelayedSubmission
 
 from ..base.core import out_root, read_json, write_json
 from ..base.params import ParameterError
-from ..runs.plan import action
-from ..runs.folder import settle, state
 from .sweep import chosen, outcome, start_line, stop_line
+from ..runs.folder import settle, state
+from ..runs.plan import action
 
 # %% ../../nbs/cli/slurm.ipynb #06d693f7
-REQUEUES = 1000 # as often as the time limit may come
-FRUITLESS = 3   # but not as often as this without an epoch more
+REQUEUES = 1000  # as often as the time limit may come
+FRUITLESS = 3  # but not as often as this without an epoch more
 
-def _deaf(): # SLURM's warning goes to every process of a job; only submitit's is to hear it. What ends a job, SIGTERM, all hear
-    for s in (signal.SIGUSR1, signal.SIGUSR2): signal.signal(s, signal.SIG_IGN)
+
+def _deaf():  # SLURM's warning goes to every process of a job; only submitit's is to hear it. What ends a job, SIGTERM, all hear
+    for s in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(s, signal.SIG_IGN)
+
 
 class Line:
     "A line of a plan as a job of SLURM."
-    def __init__(self, line: dict, copy: bool = False, fruitless: int = 0): self.line, self.copy, self.fruitless = line, copy, fruitless
+
+    def __init__(self, line: dict, copy: bool = False, fruitless: int = 0):
+        self.line, self.copy, self.fruitless = line, copy, fruitless
 
     def __call__(self):
         "Do the run; `RuntimeError` if it does not end well, so that SLURM says so, too."
-        if self.copy and action(self.line)[0] != "copy": raise RuntimeError(f"the run it would be a copy of is not done: {self.line['folder']}")
+        if self.copy and action(self.line)[0] != "copy":
+            raise RuntimeError(f"the run it would be a copy of is not done: {self.line['folder']}")
         self.begun_with = self.epochs()
-        self.process = start_line(self.line, {"OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_ON_NODE", "1")}, stderr=None, preexec_fn=_deaf) # its words go into the job's own log
-        while self.process.poll() is None: time.sleep(0.2)    # a signal that came in wait() could not wait itself
-        if code := self.process.returncode: raise RuntimeError(f"exit {code}: {self.line['folder']}")
+        self.process = start_line(
+            self.line, {"OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_ON_NODE", "1")}, stderr=None, preexec_fn=_deaf
+        )  # its words go into the job's own log
+        while self.process.poll() is None:
+            time.sleep(0.2)  # a signal that came in wait() could not wait itself
+        if code := self.process.returncode:
+            raise RuntimeError(f"exit {code}: {self.line['folder']}")
 
-    def checkpoint(self): # -> the job to put in the queue, or None for none
+    def checkpoint(self):  # -> the job to put in the queue, or None for none
         "Called by submitit before the time is up."
         self.process.terminate()
         stop_line(self.process)
         fruitless = self.fruitless + 1 if self.epochs() == self.begun_with else 0
-        if fruitless < FRUITLESS: return DelayedSubmission(Line(self.line, self.copy, fruitless))
-        print(f"{fruitless} times not one epoch was finished in the time limit, so it is not tried again: {self.line['folder']}", flush=True)
+        if fruitless < FRUITLESS:
+            return DelayedSubmission(Line(self.line, self.copy, fruitless))
+        print(
+            f"{fruitless} times not one epoch was finished in the time limit, so it is not tried again: {self.line['folder']}",
+            flush=True,
+        )
 
     def epochs(self) -> set:
         "The names of the checkpoints that are there."
-        return {p.name for p in (out_root()/self.line["folder"]/"checkpoints").glob("epoch_*.ckpt")}
+        return {p.name for p in (out_root() / self.line["folder"] / "checkpoints").glob("epoch_*.ckpt")}
 
 # %% ../../nbs/cli/slurm.ipynb #c1310177
-JOBS = "results/executed/slurm" # logs, submitit's own files, and which job does which line
+JOBS = "results/executed/slurm"  # logs, submitit's own files, and which job does which line
+
 
 def _executor(options, slots):
-    try: executor = SlurmExecutor(out_root()/JOBS, max_num_timeout=REQUEUES)
-    except RuntimeError as e: raise ParameterError(f"slurm: {e}") from None
+    try:
+        executor = SlurmExecutor(out_root() / JOBS, max_num_timeout=REQUEUES)
+    except RuntimeError as e:
+        raise ParameterError(f"slurm: {e}") from None
     known = executor._valid_parameters()
-    own = {"job_name": "ips_repro", "time": 240, "array_parallelism": slots} | {k: v for k, v in options.items() if k in known}
-    executor.update_parameters(**own, additional_parameters={"requeue": True} | {k.replace("_", "-"): v for k, v in options.items() if k not in known})
+    own = {"job_name": "ips_repro", "time": 240, "array_parallelism": slots} | {
+        k: v for k, v in options.items() if k in known
+    }
+    executor.update_parameters(
+        **own,
+        additional_parameters={"requeue": True}
+        | {k.replace("_", "-"): v for k, v in options.items() if k not in known},
+    )
     return executor
 
-def slurm_options(words: list[str]) -> dict: # option -> text, or int where it is a number
+
+def slurm_options(words: list[str]) -> dict:  # option -> text, or int where it is a number
     "KEY=VALUE as typed. `ParameterError` for what is not of that form."
     for w in words:
-        if not w.partition("=")[0].isidentifier() or not w.partition("=")[2]: raise ParameterError(f"slurm: {w!r} is not KEY=VALUE, as in partition=gpu")
+        if not w.partition("=")[0].isidentifier() or not w.partition("=")[2]:
+            raise ParameterError(f"slurm: {w!r} is not KEY=VALUE, as in partition=gpu")
     options = {k: int(v) if v.isdecimal() else v for k, _, v in (w.partition("=") for w in words)}
     for k, instead in (("array_parallelism", "--slots"), ("dependency", "nothing: arrays follow one another")):
-        if k in options: raise ParameterError(f"slurm: {k} is set by {instead}")
-    if type(options.get("time", 1)) is not int: raise ParameterError(f"slurm: time is {options['time']!r}, not a number of minutes")
+        if k in options:
+            raise ParameterError(f"slurm: {k} is set by {instead}")
+    if type(options.get("time", 1)) is not int:
+        raise ParameterError(f"slurm: time is {options['time']!r}, not a number of minutes")
     return options
 
 # %% ../../nbs/cli/slurm.ipynb #63fae09d
 def submit(parts: list[list[Line]], slots: int, options: dict, live: dict = {}, say=print):
     "Hand jobs to SLURM, each part an array that begins when the one before (and those in `live`, from `queued`) has ended: at most `slots` at once. `ParameterError` with what sbatch says."
     executor = _executor(options, slots)
-    if live: executor.update_parameters(dependency="afterany:" + ":".join(sorted({j.partition("_")[0] for j in live.values()})))
+    if live:
+        executor.update_parameters(
+            dependency="afterany:" + ":".join(sorted({j.partition("_")[0] for j in live.values()}))
+        )
     for part in parts:
         try:
-            with executor.batch(): jobs = [executor.submit(job) for job in part]
-        except Exception as e: raise ParameterError(f"slurm: {e}") from None # submitit raises what it likes
+            with executor.batch():
+                jobs = [executor.submit(job) for job in part]
+        except Exception as e:
+            raise ParameterError(f"slurm: {e}") from None  # submitit raises what it likes
         array = jobs[0].job_id.partition("_")[0]
-        write_json(out_root()/JOBS/f"{array}.json", {j.job_id: p.line["id"] for j, p in zip(jobs, part)})
+        write_json(out_root() / JOBS / f"{array}.json", {j.job_id: p.line["id"] for j, p in zip(jobs, part)})
         say(f"job {array}: {len(part)} runs submitted; logs in {JOBS}")
         executor.update_parameters(dependency=f"afterany:{array}")
 
-def queued() -> dict: # line id -> job id
+
+def queued() -> dict:  # line id -> job id
     "The lines of this project's results that SLURM has jobs for, waiting or running."
-    ids = [read_json(p) for p in (out_root()/JOBS).glob("*.json")]
-    if not ids: return {}
-    live = subprocess.run(["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True, check=True).stdout.split()
+    ids = [read_json(p) for p in (out_root() / JOBS).glob("*.json")]
+    if not ids:
+        return {}
+    live = subprocess.run(
+        ["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True, check=True
+    ).stdout.split()
     return {line: job for known in ids for job, line in known.items() if job in live}
 
 # %% ../../nbs/cli/slurm.ipynb #2b0844a9
 def slurm_sweep(
     lines: list[dict],  # as from `plan.make_plan`
-    slots: int,         # jobs at once
-    options: dict = {}, # of sbatch
+    slots: int,  # jobs at once
+    options: dict = {},  # of sbatch
     retry_failed: bool = False,
-    chunk: int = 500,   # lines in one array: clusters have a limit, often 1000
-    every_s: float = 5., # between looks at the queue
+    chunk: int = 500,  # lines in one array: clusters have a limit, often 1000
+    every_s: float = 5.0,  # between looks at the queue
     say=print,
-) -> list[dict]:        # as from `sweep.sweep`
+) -> list[dict]:  # as from `sweep.sweep`
     "Do what is not done, on SLURM. Ctrl-C ends the waiting, not the jobs. `ParameterError` if SLURM is not there or refuses."
-    if slots < 1 or chunk < 1: raise ParameterError(f"slots: {slots} or chunk: {chunk} is less than 1")
+    if slots < 1 or chunk < 1:
+        raise ParameterError(f"slots: {slots} or chunk: {chunk} is less than 1")
     acts, todo, copies = chosen(lines, retry_failed)
-    try: live = queued()
-    except (OSError, subprocess.CalledProcessError) as e: raise ParameterError(f"slurm: the queue cannot be asked ({e})") from None
+    try:
+        live = queued()
+    except (OSError, subprocess.CalledProcessError) as e:
+        raise ParameterError(f"slurm: the queue cannot be asked ({e})") from None
     new, after = ([Line(l, some is copies) for l in some if l["id"] not in live] for some in (todo, copies))
-    say(f"{len(todo) + len(copies)} of {len(lines)} runs to do, {slots} at once" + (f"; {len(live)} in the queue" if live else ""))
-    parts = [some[i:i + chunk] for some in (new, after) for i in range(0, len(some), chunk)] # copies after what they are copies of
-    if parts: submit(parts, slots, options, live, say)
+    say(
+        f"{len(todo) + len(copies)} of {len(lines)} runs to do, {slots} at once"
+        + (f"; {len(live)} in the queue" if live else "")
+    )
+    parts = [
+        some[i : i + chunk] for some in (new, after) for i in range(0, len(some), chunk)
+    ]  # copies after what they are copies of
+    if parts:
+        submit(parts, slots, options, live, say)
     _wait({l["id"]: l for l in lines}, every_s, say)
     return outcome(lines, acts)
 
@@ -121,20 +165,32 @@ def _wait(lines, every_s, say):
     waiting, asked = {}, True
     try:
         while True:
-            try: live, asked = queued(), True
+            try:
+                live, asked = queued(), True
             except (OSError, subprocess.CalledProcessError) as e:
-                if asked: say(f"the queue cannot be asked at the moment ({e}); trying on")
-                time.sleep(every_s); asked = False
+                if asked:
+                    say(f"the queue cannot be asked at the moment ({e}); trying on")
+                time.sleep(every_s)
+                asked = False
                 continue
-            for i in [i for i in waiting if i not in live]: _tell(lines[i], waiting[i], say)
+            for i in [i for i in waiting if i not in live]:
+                _tell(lines[i], waiting[i], say)
             waiting = {i: job for i, job in live.items() if i in lines}
-            if not waiting: return
+            if not waiting:
+                return
             time.sleep(every_s)
     except KeyboardInterrupt:
-        say(f"no longer waiting; the jobs go on (end them: scancel {' '.join(sorted({j.partition('_')[0] for j in waiting.values()}))}), and the same command waits again")
+        say(
+            f"no longer waiting; the jobs go on (end them: scancel {' '.join(sorted({j.partition('_')[0] for j in waiting.values()}))}), and the same command waits again"
+        )
         raise
 
+
 def _tell(line, job, say):
-    folder = out_root()/line["folder"]
-    if folder.is_dir(): settle(folder)
-    say(f"{line['id']}  {state(folder)}  {line['folder']}" + ("" if state(folder) == "ok" else f"\n    {action(line)[1]}; see {JOBS}/{job}_0_log.err"))
+    folder = out_root() / line["folder"]
+    if folder.is_dir():
+        settle(folder)
+    say(
+        f"{line['id']}  {state(folder)}  {line['folder']}"
+        + ("" if state(folder) == "ok" else f"\n    {action(line)[1]}; see {JOBS}/{job}_0_log.err")
+    )

@@ -19,95 +19,151 @@ from contextlib import suppress
 from ..base.core import out_root, project_root
 from ..base.limits import seconds_left
 from ..base.params import ParameterError
-from ..runs.plan import action, actions, words
 from ..runs.folder import settle, state
+from ..runs.plan import action, actions, words
 
 # %% ../../nbs/cli/sweep.ipynb #0e9aca42
 LAUNCHER = "import sys; from ips_repro.cli.main import main; sys.exit(main())"
-INTERRUPTED = 130 # exit code of a launcher
-STOP_S = 30 # seconds that a launcher has to put its run in order before it is killed
+INTERRUPTED = 130  # exit code of a launcher
+STOP_S = 30  # seconds that a launcher has to put its run in order before it is killed
+
 
 def start_line(line: dict, env: dict, **how) -> subprocess.Popen:
     "The launcher of a line, in a session of its own: Ctrl-C reaches the sweep, which passes it on. `how` goes to `Popen`."
-    out = out_root()/"results"/"executed"/f"{line['id']}.ipynb"
-    return subprocess.Popen([sys.executable, "-c", LAUNCHER, *words(line), "-o", str(out)], cwd=project_root(), env=os.environ | {"IPS_REPRO_OUT": str(out_root())} | env,
-                            **{"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True} | how)
+    out = out_root() / "results" / "executed" / f"{line['id']}.ipynb"
+    return subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, *words(line), "-o", str(out)],
+        cwd=project_root(),
+        env=os.environ | {"IPS_REPRO_OUT": str(out_root())} | env,
+        **{"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True} | how,
+    )
+
 
 def stop_line(process: subprocess.Popen):
     "End a launcher that was told to, and all that it started: by force if it takes too long."
-    with suppress(subprocess.TimeoutExpired): process.wait(STOP_S)
-    with suppress(ProcessLookupError): os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 # %% ../../nbs/cli/sweep.ipynb #04faa411
-def chosen(lines: list[dict], retry_failed: bool) -> tuple[dict, list[dict], list[dict]]: # line id -> action, lines to do, lines to do after those
+def chosen(
+    lines: list[dict], retry_failed: bool
+) -> tuple[dict, list[dict], list[dict]]:  # line id -> action, lines to do, lines to do after those
     "What there is to do: what is not there or was cut short, then the copies of it; or else only what failed, was killed or interrupted."
     acts = {l["id"]: a for l, (a, _) in zip(lines, actions(lines))}
-    if retry_failed: return acts, [l for l in lines if state(out_root()/l["folder"]) in ("failed", "killed", "interrupted")], []
+    if retry_failed:
+        return acts, [l for l in lines if state(out_root() / l["folder"]) in ("failed", "killed", "interrupted")], []
     return acts, [l for l in lines if acts[l["id"]] in ("run", "resume")], [l for l in lines if acts[l["id"]] == "copy"]
+
 
 def outcome(
     lines: list[dict],
-    acts: dict,       # line id -> planned action, see `plan.action`
-    exits: dict = {}, # line id -> exit code of its launcher, of those that were started
-) -> list[dict]:      # id, planned, state, folder, exit (None if it was not started) of each line
+    acts: dict,  # line id -> planned action, see `plan.action`
+    exits: dict = {},  # line id -> exit code of its launcher, of those that were started
+) -> list[dict]:  # id, planned, state, folder, exit (None if it was not started) of each line
     "What became of each line."
-    return [{"id": l["id"], "planned": acts[l["id"]], "state": state(out_root()/l["folder"]), "folder": l["folder"], "exit": exits.get(l["id"])} for l in lines]
+    return [
+        {
+            "id": l["id"],
+            "planned": acts[l["id"]],
+            "state": state(out_root() / l["folder"]),
+            "folder": l["folder"],
+            "exit": exits.get(l["id"]),
+        }
+        for l in lines
+    ]
 
 # %% ../../nbs/cli/sweep.ipynb #103c9e02
-def _slots(slots, gpus): # -> the environment of each slot: its GPU, and its share of the cores
-    if slots < 1: raise ParameterError(f"slots: {slots} is less than 1")
-    if not gpus and slots > 1 and shutil.which("nvidia-smi"): gpus = _gpus()[:slots]
-    if gpus and len(gpus) != slots: raise ParameterError(f"slots: {slots} do not fit {len(gpus)} GPU{'s' * (len(gpus) > 1)}; one slot for each (gpus 0,0 shares one)")
+def _slots(slots, gpus):  # -> the environment of each slot: its GPU, and its share of the cores
+    if slots < 1:
+        raise ParameterError(f"slots: {slots} is less than 1")
+    if not gpus and slots > 1 and shutil.which("nvidia-smi"):
+        gpus = _gpus()[:slots]
+    if gpus and len(gpus) != slots:
+        raise ParameterError(
+            f"slots: {slots} do not fit {len(gpus)} GPU{'s' * (len(gpus) > 1)}; one slot for each (gpus 0,0 shares one)"
+        )
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // slots))}
     return [threads | ({"CUDA_VISIBLE_DEVICES": str(gpus[i])} if gpus else {}) for i in range(slots)]
 
+
 def _gpus():
     import torch
+
     return list(range(torch.cuda.device_count()))
 
 # %% ../../nbs/cli/sweep.ipynb #9d1e1dbe
 def sweep(
-    lines: list[dict],        # as from `plan.make_plan`
-    slots: int = 1,           # runs at once
-    gpus: list = (),          # CUDA devices, one for each slot; none: the first ones, or the CPU where there is no GPU
-    retry_failed: bool = False, # also those that failed or were killed
+    lines: list[dict],  # as from `plan.make_plan`
+    slots: int = 1,  # runs at once
+    gpus: list = (),  # CUDA devices, one for each slot; none: the first ones, or the CPU where there is no GPU
+    retry_failed: bool = False,  # also those that failed or were killed
     say=print,
-) -> list[dict]:              # as from `outcome`
+) -> list[dict]:  # as from `outcome`
     "Do what is not done. Ctrl-C ends all runs in order and is passed on. `ParameterError` for impossible slots."
     devices = _slots(slots, list(gpus))
     acts, todo, copies = chosen(lines, retry_failed)
     free, live, stopped, lock, exits = queue.SimpleQueue(), set(), threading.Event(), threading.Lock(), {}
-    for device in devices: free.put(device)
+    for device in devices:
+        free.put(device)
+
     def copy(line):
-        if action(line)[0] == "copy": do(line)
-        else: say(f"{line['id']}  not done, since the run it would be a copy of is not  {line['folder']}")
+        if action(line)[0] == "copy":
+            do(line)
+        else:
+            say(f"{line['id']}  not done, since the run it would be a copy of is not  {line['folder']}")
+
     def do(line):
         slot = free.get()
         try:
             with lock:
-                if stopped.is_set() or seconds_left() <= 0: return
+                if stopped.is_set() or seconds_left() <= 0:
+                    return
                 process = start_line(line, slot)
                 live.add(process)
             said = process.communicate()[1]
-            with lock: live.discard(process); exits[line["id"]] = process.returncode
-            if process.returncode == INTERRUPTED and seconds_left() < float("inf"): stopped.set() # what is left would only be cut short, too
-            if (out_root()/line["folder"]).is_dir(): settle(out_root()/line["folder"])
-            say(f"{line['id']}  exit {process.returncode}  {state(out_root()/line['folder'])}  {line['folder']}" + ("" if process.returncode == 0 else f"\n    {_last(said)}"))
-        finally: free.put(slot)
+            with lock:
+                live.discard(process)
+                exits[line["id"]] = process.returncode
+            if process.returncode == INTERRUPTED and seconds_left() < float("inf"):
+                stopped.set()  # what is left would only be cut short, too
+            if (out_root() / line["folder"]).is_dir():
+                settle(out_root() / line["folder"])
+            say(
+                f"{line['id']}  exit {process.returncode}  {state(out_root() / line['folder'])}  {line['folder']}"
+                + ("" if process.returncode == 0 else f"\n    {_last(said)}")
+            )
+        finally:
+            free.put(slot)
+
     say(f"{len(todo)} of {len(lines)} runs to do, {slots} at once" + (f", then {len(copies)} copies" if copies else ""))
     with ThreadPoolExecutor(slots) as pool:
-        try: list(pool.map(do, todo)); list(pool.map(copy, copies))
+        try:
+            list(pool.map(do, todo))
+            list(pool.map(copy, copies))
         except BaseException:
-            with lock: stopped.set(); ending = list(live)
-            for process in ending: process.send_signal(signal.SIGTERM) # all at once, then one after another by force
-            for process in ending: stop_line(process)
+            with lock:
+                stopped.set()
+                ending = list(live)
+            for process in ending:
+                process.send_signal(signal.SIGTERM)  # all at once, then one after another by force
+            for process in ending:
+                stop_line(process)
             raise
     return outcome(lines, acts, exits)
 
 # %% ../../nbs/cli/sweep.ipynb #820008ce
-def _last(said): return next((s for s in reversed(said.splitlines()) if s.startswith("ips-repro:")), "no word")
+def _last(said):
+    return next((s for s in reversed(said.splitlines()) if s.startswith("ips-repro:")), "no word")
+
 
 def sweep_table(rows: list[dict]) -> str:
     "What became of each line, and how many of each."
     states = [r["state"] for r in rows]
-    return "\n".join([*(f"{r['id']}  {r['planned']:7} -> {r['state']:11} {r['folder']}" for r in rows), ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))])
+    return "\n".join(
+        [
+            *(f"{r['id']}  {r['planned']:7} -> {r['state']:11} {r['folder']}" for r in rows),
+            ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)),
+        ]
+    )

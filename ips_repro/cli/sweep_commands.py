@@ -15,85 +15,116 @@ from importlib import import_module
 from ..base.core import SCALES, sigterm_interrupts, write_json
 from ..base.limits import set_background, set_time
 from ..base.params import ParameterError
-from ..runs.registry import experiments, part
 from ..digits.settings import check_values
+from ..runs.registry import experiments, part
 
 # %% ../../nbs/cli/sweep_commands.ipynb #3a48da92
-def _lines(args, substitutes=False): # of a plan's file, or of experiments
+def _lines(args, substitutes=False):  # of a plan's file, or of experiments
     from ips_repro.runs.plan import make_plan, read_plan
-    if args.scale not in (None, *SCALES): raise ParameterError(f"scale: {args.scale!r} is none of {', '.join(SCALES)}")
-    if not any(w.endswith(".json") for w in args.what): return make_plan(args.what, args.scale or "paper", substitutes)
-    if len(args.what) > 1 or args.scale: raise ParameterError("plan: a file says itself which runs and at which scale; nothing else can be given beside it")
+
+    if args.scale not in (None, *SCALES):
+        raise ParameterError(f"scale: {args.scale!r} is none of {', '.join(SCALES)}")
+    if not any(w.endswith(".json") for w in args.what):
+        return make_plan(args.what, args.scale or "paper", substitutes)
+    if len(args.what) > 1 or args.scale:
+        raise ParameterError(
+            "plan: a file says itself which runs and at which scale; nothing else can be given beside it"
+        )
     return read_plan(args.what[0])
+
 
 def cmd_plan(args) -> int:
     "ips-repro plan"
     from ips_repro.runs.plan import table
+
     lines = _lines(args)
     print(table(lines))
-    if args.json: write_json(args.json, lines)
+    if args.json:
+        write_json(args.json, lines)
     return 0
 
 # %% ../../nbs/cli/sweep_commands.ipynb #e5b71060
 def _on_slurm(lines, args, say):
     from ips_repro.cli.slurm import slurm_options, slurm_sweep
-    if args.gpus: raise ParameterError("gpus: SLURM hands out its own; ask with --slurm gres=gpu:1")
+
+    if args.gpus:
+        raise ParameterError("gpus: SLURM hands out its own; ask with --slurm gres=gpu:1")
     return slurm_sweep(lines, args.slots, slurm_options(args.slurm), args.retry == "failed", args.chunk, say=say)
+
 
 def cmd_sweep(args) -> int:
     "ips-repro sweep: 0 if every run of the plan is done, else 1."
     from ips_repro.runs.plan import shell
-    if args.emit: print(*map(shell, _lines(args)), sep="\n"); return 0
-    if args.chunk < 1: raise ParameterError(f"chunk: {args.chunk} is less than 1")
-    if args.slurm is not None and (args.time or args.background): raise ParameterError("for: SLURM has a time limit and priorities of its own; --slurm time=240")
+
+    if args.emit:
+        print(*map(shell, _lines(args)), sep="\n")
+        return 0
+    if args.chunk < 1:
+        raise ParameterError(f"chunk: {args.chunk} is less than 1")
+    if args.slurm is not None and (args.time or args.background):
+        raise ParameterError("for: SLURM has a time limit and priorities of its own; --slurm time=240")
     take_limits(args)
     lines = _lines(args, substitutes=True)
     from ips_repro.cli.sweep import sweep, sweep_table
+
     gpus = args.gpus.split(",") if args.gpus else []
     say = lambda line: print(line, flush=True)
     with sigterm_interrupts():
-        if args.slurm is None: rows = sweep(lines, args.slots, gpus, args.retry == "failed", say=say)
-        else: rows = _on_slurm(lines, args, say)
+        if args.slurm is None:
+            rows = sweep(lines, args.slots, gpus, args.retry == "failed", say=say)
+        else:
+            rows = _on_slurm(lines, args, say)
     print(sweep_table(rows))
     left = [r for r in rows if r["state"] != "ok"]
-    if not left: return 0
-    only_time = args.time and all(r["exit"] in (INTERRUPTED, None) for r in left) # cut short, or not started
+    if not left:
+        return 0
+    only_time = args.time and all(r["exit"] in (INTERRUPTED, None) for r in left)  # cut short, or not started
     return INTERRUPTED if only_time else 1
 
 # %% ../../nbs/cli/sweep_commands.ipynb #488ce981
-INTERRUPTED = 130 # exit code
+INTERRUPTED = 130  # exit code
 
-MORE_TO_DRAW = { # what is no experiment -> its function, (name, scale) -> name of the file -> figure
+MORE_TO_DRAW = {  # what is no experiment -> its function, (name, scale) -> name of the file -> figure
     "Attention_Maps": "digits.attention_maps.draw_maps",
     "Benchmarks": "bench.scaling.draw_measured",
 }
+
 
 def drawn_names() -> list[str]:
     "What can be drawn: all experiments, and some more."
     return [*experiments(), *MORE_TO_DRAW]
 
-def _draw_function(name): # only what is drawn is imported
+
+def _draw_function(name):  # only what is drawn is imported
     if name in MORE_TO_DRAW:
         module, _, function = MORE_TO_DRAW[name].rpartition(".")
         return getattr(import_module(f"ips_repro.{module}"), function)
     return part(experiments()[name].family, "results").draw
 
-def draw_one(name: str, scale: str) -> list: # paths
+
+def draw_one(name: str, scale: str) -> list:  # paths
     "Draw one of `drawn_names` again from what lies under results/."
     import matplotlib.pyplot as plt
+
     from ips_repro.runs.pictures import save_all
+
     paths = save_all(_draw_function(name)(name, scale), scale)
     plt.close("all")
     return paths
 
+
 def cmd_draw(args) -> int:
     "ips-repro draw: figures from what lies under results/."
-    if unknown := set(args.experiments) - set(drawn_names()): raise ParameterError(f"experiment: {sorted(unknown)[0]!r} is none of {', '.join(drawn_names())}")
+    if unknown := set(args.experiments) - set(drawn_names()):
+        raise ParameterError(f"experiment: {sorted(unknown)[0]!r} is none of {', '.join(drawn_names())}")
     check_values({"scale": args.scale})
     names = args.experiments or drawn_names()
     try:
-        with ProcessPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool: paths = [p for made in pool.map(draw_one, names, [args.scale] * len(names)) for p in made]
-    except ValueError as e: print(f"ips-repro: {e}", file=sys.stderr); return 1
+        with ProcessPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool:
+            paths = [p for made in pool.map(draw_one, names, [args.scale] * len(names)) for p in made]
+    except ValueError as e:
+        print(f"ips-repro: {e}", file=sys.stderr)
+        return 1
     print(*(p for p in paths if p.suffix == ".png"), sep="\n")
     return 0
 
@@ -102,22 +133,38 @@ def cmd_compare(args) -> int:
     "ips-repro compare: 1 if a value at paper scale lies outside its band."
     from ips_repro.evidence.claims import comparison
     from ips_repro.evidence.compare import bands, write_page
-    if unknown := set(args.experiments) - set(bands().index): raise ParameterError(f"experiment: {sorted(unknown)[0]!r} is none of {', '.join(bands().index)}")
-    try: page, outside = comparison(args.experiments)
-    except ValueError as e: print(f"ips-repro: {e}", file=sys.stderr); return 2 # not 1: that is a value outside its band
+
+    if unknown := set(args.experiments) - set(bands().index):
+        raise ParameterError(f"experiment: {sorted(unknown)[0]!r} is none of {', '.join(bands().index)}")
+    try:
+        page, outside = comparison(args.experiments)
+    except ValueError as e:
+        print(f"ips-repro: {e}", file=sys.stderr)
+        return 2  # not 1: that is a value outside its band
     print(page)
-    if not args.experiments: print(f"written: {write_page(page)}")
+    if not args.experiments:
+        print(f"written: {write_page(page)}")
     return 1 if outside else 0
+
 
 def about_limits(command) -> None:
     "Add `--for` and `--background` to an argparse parser; `take_limits` does what they ask for."
-    command.add_argument("--for", dest="time", metavar="DURATION", help="stop every run after the last epoch that fits into this time, e.g. 2h or 90m; the same command goes on from there (exit code 130)")
+    command.add_argument(
+        "--for",
+        dest="time",
+        metavar="DURATION",
+        help="stop every run after the last epoch that fits into this time, e.g. 2h or 90m; the same command goes on from there (exit code 130)",
+    )
     command.add_argument("--background", action="store_true", help="let everything else on this machine go first")
+
 
 def take_limits(args) -> None:
     "Set the limits that were asked for, before torch is imported."
-    if args.time: set_time(args.time)
-    if args.background: set_background()
+    if args.time:
+        set_time(args.time)
+    if args.background:
+        set_background()
+
 
 def about_sweeps(sweep) -> None:
     "Add what `ips-repro sweep` understands to its argparse parser."
@@ -125,6 +172,10 @@ def about_sweeps(sweep) -> None:
     sweep.add_argument("--slots", type=int, default=1, help="runs at once (default 1)")
     sweep.add_argument("--gpus", help="CUDA devices, with commas, one for each slot")
     sweep.add_argument("--retry", choices=("failed",), help="only those that failed, were killed or interrupted, again")
-    sweep.add_argument("--slurm", nargs="*", metavar="KEY=VALUE", help="on SLURM; options of sbatch: partition=gpu gres=gpu:1 time=240")
+    sweep.add_argument(
+        "--slurm", nargs="*", metavar="KEY=VALUE", help="on SLURM; options of sbatch: partition=gpu gres=gpu:1 time=240"
+    )
     sweep.add_argument("--chunk", type=int, default=500, help="runs in one SLURM array (default 500)")
-    sweep.add_argument("--emit", action="store_true", help="print the commands, for any other scheduler, and do nothing")
+    sweep.add_argument(
+        "--emit", action="store_true", help="print the commands, for any other scheduler, and do nothing"
+    )

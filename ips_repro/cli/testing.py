@@ -27,77 +27,109 @@ from ..base.core import project_root
 def find_notebooks(patterns: list) -> list[Path]:
     "Notebooks below nbs/ whose path contains one of `patterns`, such as `sweep`, `tests/sweep` or `nbs/ips/engine.ipynb`; without patterns all of them."
     root = project_root()
-    found = sorted(p for p in (root/"nbs").rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.relative_to(root).parts))
-    if not patterns: return found
+    found = sorted(
+        p
+        for p in (root / "nbs").rglob("*.ipynb")
+        if not any(part.startswith((".", "_")) for part in p.relative_to(root).parts)
+    )
+    if not patterns:
+        return found
     asked = [Path(q).with_suffix("") for q in patterns]
     asked = [(q.relative_to(root) if q.is_relative_to(root) else q).as_posix() for q in asked]
     return [p for p in found if any(q in p.relative_to(root).with_suffix("").as_posix() for q in asked)]
 
-
 # %% ../../nbs/cli/testing.ipynb #2e1a39db
-ONE = threading.Lock() # multiprocessing looks at all its children when one starts, and threads would ask one pipe twice
-LIVE = set()           # process groups
+ONE = (
+    threading.Lock()
+)  # multiprocessing looks at all its children when one starts, and threads would ask one pipe twice
+LIVE = set()  # process groups
 HEAVY = ["torch", "timm", "matplotlib.pyplot", "pandas", "seaborn", "nbdev.test"]
 
-def _nbdev_test(words, env, said): # in a process of its own: the command `nbdev_test`, with what it says in the file `said`
-    os.setsid()                                                      # what it starts can be ended with it
-    signal.signal(signal.SIGINT, signal.default_int_handler)         # a shell's background job, or nohup, has these ignored,
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)                     # and so would have whatever is tested
+
+def _nbdev_test(
+    words, env, said
+):  # in a process of its own: the command `nbdev_test`, with what it says in the file `said`
+    os.setsid()  # what it starts can be ended with it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, or nohup, has these ignored,
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and so would have whatever is tested
     os.environ.update(env)
-    tempfile.tempdir = None                                          # to be found anew, from TMPDIR
+    tempfile.tempdir = None  # to be found anew, from TMPDIR
     os.chdir(project_root())
     file = os.open(said, os.O_WRONLY)
-    for stream in (1, 2): os.dup2(file, stream)
+    for stream in (1, 2):
+        os.dup2(file, stream)
     sys.argv = [str(Path(sys.executable).with_name("nbdev_test")), *words]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
-def test_one(path: str|Path, flags: str, timeout: float, env: dict = {}) -> tuple[Path, bool, float, str]:
+
+def test_one(path: str | Path, flags: str, timeout: float, env: dict = {}) -> tuple[Path, bool, float, str]:
     "(path, passed, seconds, output) of one notebook. It is stopped after `timeout` seconds, with all that it started."
     start, fork = time.perf_counter(), multiprocessing.get_context("forkserver")
     fork.set_forkserver_preload(HEAVY)
     with tempfile.NamedTemporaryFile("r", errors="replace") as said:
-        process = fork.Process(target=_nbdev_test, args=(["--path", str(path), *(["--flags", flags] if flags else [])], env, said.name))
-        with ONE: process.start()
+        process = fork.Process(
+            target=_nbdev_test, args=(["--path", str(path), *(["--flags", flags] if flags else [])], env, said.name)
+        )
+        with ONE:
+            process.start()
         LIVE.add(process.pid)
         late = not wait([process.sentinel], timeout)
-        for s in (signal.SIGINT, signal.SIGKILL) if late else (signal.SIGKILL,): # to say where it was, then by force
-            with suppress(ProcessLookupError): os.killpg(process.pid, s)
+        for s in (signal.SIGINT, signal.SIGKILL) if late else (signal.SIGKILL,):  # to say where it was, then by force
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, s)
             wait([process.sentinel], 5)
         LIVE.discard(process.pid)
-        with ONE: process.join()
+        with ONE:
+            process.join()
         text = said.read() + (f"\nstopped after {timeout} s" if late else "")
     return path, not late and process.exitcode == 0 and "Success." in text, time.perf_counter() - start, text
 
 # %% ../../nbs/cli/testing.ipynb #07570ea7
-def copy_travelling(folder: str, to: str|Path, root: Path|None = None) -> list[Path]: # the copies
+def copy_travelling(folder: str, to: str | Path, root: Path | None = None) -> list[Path]:  # the copies
     "Copy the files below a folder of the project as git has them in its index, whatever was trained since (where there is no git, all that lie there), to the same places below `to`."
     root, to = root or project_root(), Path(to).resolve()
-    try: tracked = subprocess.run(["git", "ls-files", "-z", "--", folder], cwd=root, capture_output=True).stdout
-    except FileNotFoundError: tracked = b""
+    try:
+        tracked = subprocess.run(["git", "ls-files", "-z", "--", folder], cwd=root, capture_output=True).stdout
+    except FileNotFoundError:
+        tracked = b""
     if tracked:
-        subprocess.run(["git", "checkout-index", "-f", "-z", "--stdin", f"--prefix={to}/"], cwd=root, input=tracked, check=True)
-        return [to/os.fsdecode(n) for n in tracked.split(b"\0") if n]
-    made = [(p, to/p.relative_to(root)) for p in (root/folder).rglob("*") if p.is_file()]
-    for source, copy in made: copy.parent.mkdir(parents=True, exist_ok=True); shutil.copyfile(source, copy)
+        subprocess.run(
+            ["git", "checkout-index", "-f", "-z", "--stdin", f"--prefix={to}/"], cwd=root, input=tracked, check=True
+        )
+        return [to / os.fsdecode(n) for n in tracked.split(b"\0") if n]
+    made = [(p, to / p.relative_to(root)) for p in (root / folder).rglob("*") if p.is_file()]
+    for source, copy in made:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
     return [copy for _, copy in made]
 
 # %% ../../nbs/cli/testing.ipynb #9fc85381
 def cmd_test(args) -> int:
     "ips-repro test"
-    notebooks, passed = sorted(find_notebooks(args.notebooks), key=lambda p: p.parent.name != "tests"), [] # what starts processes takes longest, so it comes first
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.workers)) # before anything imports torch
+    notebooks, passed = (
+        sorted(find_notebooks(args.notebooks), key=lambda p: p.parent.name != "tests"),
+        [],
+    )  # what starts processes takes longest, so it comes first
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.workers))  # before anything imports torch
     with tempfile.TemporaryDirectory() as out, ThreadPoolExecutor(args.workers) as pool:
         env = {"IPS_REPRO_OUT": out, "TMPDIR": out, "IPS_REPRO_SLOW": "1" if args.slow else ""}
         try:
-            for done in as_completed([pool.submit(test_one, p, "slow" if args.slow else "", args.timeout, env) for p in notebooks]):
+            for done in as_completed(
+                [pool.submit(test_one, p, "slow" if args.slow else "", args.timeout, env) for p in notebooks]
+            ):
                 path, ok, seconds, said = done.result()
                 passed.append(ok)
-                print(f"{'passed' if ok else 'FAILED'}  {seconds:6.1f} s  {path.relative_to(project_root())}", flush=True)
-                for line in said.splitlines() if not ok else [l for l in said.splitlines() if l.startswith("SKIPPED")]: print(f"    {line}", flush=True)
+                print(
+                    f"{'passed' if ok else 'FAILED'}  {seconds:6.1f} s  {path.relative_to(project_root())}", flush=True
+                )
+                for line in said.splitlines() if not ok else [l for l in said.splitlines() if l.startswith("SKIPPED")]:
+                    print(f"    {line}", flush=True)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
-            for group in list(LIVE): os.killpg(group, signal.SIGKILL)
+            for group in list(LIVE):
+                os.killpg(group, signal.SIGKILL)
             raise
-    if not notebooks: print("no notebook found to test", file=sys.stderr)
+    if not notebooks:
+        print("no notebook found to test", file=sys.stderr)
     print(f"{sum(passed)} passed, {len(passed) - sum(passed)} failed", flush=True)
     return 0 if notebooks and all(passed) else 1

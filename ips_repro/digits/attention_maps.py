@@ -13,71 +13,106 @@ import pandas as pd
 from matplotlib.patches import Rectangle
 
 from ..base.core import read_csv
-from ..megapixel_mnist import MegapixelMNIST, load_digits
-from .tables import read_runs
-from ..runs.folder import as_made, read_manifest
 from .settings import DEFAULTS
+from .tables import read_runs
+from ..megapixel_mnist import MegapixelMNIST, load_digits
+from ..runs.folder import as_made, read_manifest
 
 # %% ../../nbs/digits/attention_maps.ipynb #84654fd9
-def kept_patches(folder: str|Path, image: int = 0) -> pd.DataFrame: # rank, x, y, w, h (pixels), score; best first
+def kept_patches(folder: str | Path, image: int = 0) -> pd.DataFrame:  # rank, x, y, w, h (pixels), score; best first
     "The patches a run kept of one of its first test canvases. `ValueError` if it did not record that one."
-    rows = pd.DataFrame(read_csv(Path(folder)/"selected_patches.csv")).apply(pd.to_numeric)
-    if image not in set(rows.image): raise ValueError(f"image: {folder} recorded the patches of canvases {', '.join(map(str, sorted(set(rows.image))))}, not of {image}")
+    rows = pd.DataFrame(read_csv(Path(folder) / "selected_patches.csv")).apply(pd.to_numeric)
+    if image not in set(rows.image):
+        raise ValueError(
+            f"image: {folder} recorded the patches of canvases {', '.join(map(str, sorted(set(rows.image))))}, not of {image}"
+        )
     return rows[rows.image == image].drop(columns="image").sort_values("rank")
+
 
 def test_canvases(run: dict) -> MegapixelMNIST:
     "The test canvases of a run, from its parameters."
     keys = ("canvas", "digit_size", "n_noise", "noise_size", "noise_thickness", "noise_kind", "stroke", "seed")
     return MegapixelMNIST(load_digits(run["digits"], False), run["n_test"], **{k: run[k] for k in keys}, train=False)
 
-def one_for_each(runs: pd.DataFrame, by: str = "o2i") -> pd.DataFrame: # rows of `read_runs`
+
+def one_for_each(runs: pd.DataFrame, by: str = "o2i") -> pd.DataFrame:  # rows of `read_runs`
     "One plain run for each value of a parameter: the one with the most training canvases, the lowest seed first."
     plain = runs[runs.variant.map(len) == 0]
     return plain.sort_values(["n_train", "seed"], ascending=[False, True]).drop_duplicates(by).sort_values(by)
 
-def mapped_runs(experiment: str = "O2I_datasize", scales: tuple = ("paper", "quick")) -> pd.DataFrame: # as from `one_for_each`; empty if there are none
+
+def mapped_runs(
+    experiment: str = "O2I_datasize", scales: tuple = ("paper", "quick")
+) -> pd.DataFrame:  # as from `one_for_each`; empty if there are none
     "The runs to draw: of the first scale that has finished ones."
     return next((one_for_each(t) for t in (read_runs(experiment, (s,)) for s in scales) if len(t)), pd.DataFrame())
 
 # %% ../../nbs/digits/attention_maps.ipynb #c3a5d5bc
 def draw_map(
-    ax,                # matplotlib axes
-    folder: str|Path,  # of a finished run of the testbed
-    image: int = 0,    # which of the recorded test canvases
+    ax,  # matplotlib axes
+    folder: str | Path,  # of a finished run of the testbed
+    image: int = 0,  # which of the recorded test canvases
     colours="plasma",
-) -> list[tuple]:      # (x, y, side) of the digits, pixels
+) -> list[tuple]:  # (x, y, side) of the digits, pixels
     "One canvas. Attention is that of the last step of the selection, the largest of the canvas being 1."
     run, kept = as_made(read_manifest(folder), DEFAULTS), kept_patches(folder, image)
     canvases = test_canvases(run)
     ax.imshow(255 - canvases.render(image), cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
     cmap = plt.get_cmap(colours)
-    for _, r in kept[::-1].iterrows(): ax.add_patch(Rectangle((r.x, r.y), r.w, r.h, facecolor=(*cmap(r.score / kept.score.max())[:3], 0.55), edgecolor="none"))
+    for _, r in kept[::-1].iterrows():
+        ax.add_patch(
+            Rectangle((r.x, r.y), r.w, r.h, facecolor=(*cmap(r.score / kept.score.max())[:3], 0.55), edgecolor="none")
+        )
     d = canvases.digit_size
     for (row, column), i in zip(canvases.digit_pos[image], canvases.digit_index[image]):
         ax.add_patch(Rectangle((column, row), d, d, fill=False, edgecolor="C2", linewidth=1.5))
-        ax.annotate(str(canvases.bank[1][i]), (column + d, row), color="C2", fontsize=9, fontweight="bold", va="bottom", annotation_clip=True)
+        ax.annotate(
+            str(canvases.bank[1][i]),
+            (column + d, row),
+            color="C2",
+            fontsize=9,
+            fontweight="bold",
+            va="bottom",
+            annotation_clip=True,
+        )
     ax.set(xticks=[], yticks=[])
     return [(column, row, d) for row, column in canvases.digit_pos[image]]
 
 # %% ../../nbs/digits/attention_maps.ipynb #070dec62
 def attention_maps(
-    runs: pd.DataFrame, # from `one_for_each`
+    runs: pd.DataFrame,  # from `one_for_each`
     image: int = 0,
-):                      # matplotlib figure
+):  # matplotlib figure
     "The runs side by side, by O2I; below each canvas its digits, enlarged."
     columns = range(len(runs))
-    fig, axes = plt.subplot_mosaic([[f"{c}" for c in columns for _ in range(5)], [f"{c}/{i}" for c in columns for i in range(5)]], height_ratios=[5, 1], figsize=(4.2 * len(runs), 5.6), layout="constrained")
+    fig, axes = plt.subplot_mosaic(
+        [[f"{c}" for c in columns for _ in range(5)], [f"{c}/{i}" for c in columns for i in range(5)]],
+        height_ratios=[5, 1],
+        figsize=(4.2 * len(runs), 5.6),
+        layout="constrained",
+    )
     for c, (_, run) in enumerate(runs.iterrows()):
         for i, (x, y, d) in enumerate(draw_map(axes[f"{c}"], run.folder, image)):
             draw_map(axes[f"{c}/{i}"], run.folder, image)
             axes[f"{c}/{i}"].set(xlim=(x - d / 2, x + 1.5 * d), ylim=(y + 1.5 * d, y - d / 2))
-        axes[f"{c}"].set_title(f"O2I {run.o2i:g} %: {run.n_train} canvases" + ("" if run.scale == "paper" else f", {run.scale} scale") + f"\nM = {run.M}, seed {run.seed}, majority right {run.test_majority:.0%}", fontsize=10)
+        axes[f"{c}"].set_title(
+            f"O2I {run.o2i:g} %: {run.n_train} canvases"
+            + ("" if run.scale == "paper" else f", {run.scale} scale")
+            + f"\nM = {run.M}, seed {run.seed}, majority right {run.test_majority:.0%}",
+            fontsize=10,
+        )
     bar = fig.colorbar(plt.cm.ScalarMappable(cmap="plasma"), ax=list(axes.values()), shrink=0.7, pad=0.01)
     bar.set_label("attention (largest = 1)")
-    fig.suptitle("Kept patches (coloured) and true digits (green) of a test canvas; below, its digits enlarged", fontweight="bold", x=0.01, ha="left")
+    fig.suptitle(
+        "Kept patches (coloured) and true digits (green) of a test canvas; below, its digits enlarged",
+        fontweight="bold",
+        x=0.01,
+        ha="left",
+    )
     return fig
 
-def draw_maps(name: str = "Attention_Maps", scale: str = "paper") -> dict: # name -> matplotlib figure
+
+def draw_maps(name: str = "Attention_Maps", scale: str = "paper") -> dict:  # name -> matplotlib figure
     "The figure that `ips-repro draw Attention_Maps` draws; of nothing, none."
     runs = mapped_runs(scales=("smoke",) if scale == "smoke" else ("paper", "quick"))
     return {name: attention_maps(runs)} if len(runs) else {}

@@ -20,43 +20,51 @@ import seaborn as sns
 
 from ..base.core import read_csv, scale_dir
 from .experiments import EXPERIMENTS
-from ..runs.family import RECIPE
+from .settings import DEFAULTS, PUBLISHED_NOISE, resolve
 from .sizes import PUBLISHED_O2I
 from .tables import SETTING, TASK_NAMES, published_settings
-from ..runs.pictures import titled
+from ..runs.family import RECIPE
 from ..runs.folder import as_made, read_manifest, state
+from ..runs.pictures import titled
 from ..runs.run import recorded_run
-from .settings import DEFAULTS, PUBLISHED_NOISE, TESTBED, resolve
 
 # %% ../../nbs/digits/curves.ipynb #dd1ca01e
 @cache
 def _all_published():
-    return pd.read_csv(files("ips_repro")/"data"/"published_curves.csv.gz")
+    return pd.read_csv(files("ips_repro") / "data" / "published_curves.csv.gz")
+
 
 def published_curve(
-    source: str, # the log's name, as in `published_runs`
-) -> dict:       # split ("train" or "test") -> table by epoch: loss (mean over the tasks), accuracy of every task
+    source: str,  # the log's name, as in `published_runs`
+) -> dict:  # split ("train" or "test") -> table by epoch: loss (mean over the tasks), accuracy of every task
     "What the log of one published run tells. `KeyError` if there is no log of this name."
     rows = _all_published().query("source == @source")
-    if not len(rows): raise KeyError(f"source: there is no published curve of {source!r}")
+    if not len(rows):
+        raise KeyError(f"source: there is no published curve of {source!r}")
+
     def table(part):
         accuracy = part.pivot_table(index="epoch", columns="task", values="accuracy")
         return accuracy.assign(loss=part.groupby("epoch").loss.mean())
+
     return {split: table(part) for split, part in rows.groupby("split")}
 
-def recorded_curve(folder: str|Path) -> dict: # as `published_curve`
+
+def recorded_curve(folder: str | Path) -> dict:  # as `published_curve`
     "What a run of ours has recorded so far, whatever its state. The table of the test has the tested epochs only."
-    rows = pd.DataFrame(read_csv(Path(folder)/"metrics.csv")).replace("", np.nan).astype(float)
-    if not len(rows): raise ValueError(f"{folder}/metrics.csv has no epoch in it; remove it, or make the run again")
+    rows = pd.DataFrame(read_csv(Path(folder) / "metrics.csv")).replace("", np.nan).astype(float)
+    if not len(rows):
+        raise ValueError(f"{folder}/metrics.csv has no epoch in it; remove it, or make the run again")
     rows = rows.assign(epoch=rows.epoch.astype(int)).set_index("epoch")
+
     def table(split):
         part = rows[[c for c in rows if c.startswith(f"{split}_")]]
         return part.rename(columns=lambda c: c.removeprefix(f"{split}_")).dropna()
+
     return {split: table(split) for split in ("train", "test")}
 
 # %% ../../nbs/digits/curves.ipynb #571d49a8
 @cache
-def published_testbed() -> pd.DataFrame: # columns `SETTING`, seed, source; a row a run that has a curve
+def published_testbed() -> pd.DataFrame:  # columns `SETTING`, seed, source; a row a run that has a curve
     "Every published run on Megapixel MNIST, those that stand in several tables, or whose log lies in several places, once."
     tables = [published_settings(e) for e in EXPERIMENTS]
     rows = pd.concat([t for t in tables if len(t)])
@@ -64,27 +72,35 @@ def published_testbed() -> pd.DataFrame: # columns `SETTING`, seed, source; a ro
     rows = rows.assign(log=rows.source.map(contents)).dropna(subset="log")
     return rows.drop_duplicates("source").drop_duplicates("log").drop(columns="log").reset_index(drop=True)
 
-def _equal(column, value): return np.isclose(column, value) if isinstance(value, float) else column == value
 
-def _having(table, run, keys): # the rows with a run's values of these parameters
-    for k in keys: table = table[_equal(table[k], run[k])]
+def _equal(column, value):
+    return np.isclose(column, value) if isinstance(value, float) else column == value
+
+
+def _having(table, run, keys):  # the rows with a run's values of these parameters
+    for k in keys:
+        table = table[_equal(table[k], run[k])]
     return table
 
-def _own_rule(table, run): # the rows whose number of strokes follows from the O2I as it does in this run
+
+def _own_rule(table, run):  # the rows whose number of strokes follows from the O2I as it does in this run
     published_rule = run["n_noise"] == PUBLISHED_NOISE.get(run["o2i"])
     wanted = table.o2i.map(PUBLISHED_NOISE) if published_rule else run["n_noise"]
     return table[table.n_noise == wanted]
 
-def _next_to(values, value): # the next lower and the next higher one, where there are such
+
+def _next_to(values, value):  # the next lower and the next higher one, where there are such
     lower = [v for v in values if v < value and not np.isclose(v, value)]
     higher = [v for v in values if v > value and not np.isclose(v, value)]
     return ([max(lower)] if lower else []) + ([min(higher)] if higher else [])
 
-def same_setting(run: dict) -> pd.DataFrame: # rows of `published_testbed`
+
+def same_setting(run: dict) -> pd.DataFrame:  # rows of `published_testbed`
     "The published runs with a run's setting, whatever their seed."
     return _having(published_testbed(), run, SETTING)
 
-def neighbours(run: dict) -> pd.DataFrame: # rows of `published_testbed`
+
+def neighbours(run: dict) -> pd.DataFrame:  # rows of `published_testbed`
     "The published runs next to a run: one step away in O2I or in the number of canvases, all else equal."
     fixed = [k for k in SETTING if k not in ("o2i", "n_train", "n_noise")]
     alike = _own_rule(_having(published_testbed(), run, fixed), run)
@@ -95,62 +111,75 @@ def neighbours(run: dict) -> pd.DataFrame: # rows of `published_testbed`
     return pd.concat([next_ratios, next_sizes]).drop_duplicates("source")
 
 # %% ../../nbs/digits/curves.ipynb #db5ff7cb
-MARKS = (0.2, 0.5, 0.8) # training accuracy, majority
+MARKS = (0.2, 0.5, 0.8)  # training accuracy, majority
 
-def first_pass(accuracy: pd.Series, mark: float) -> int|None: # by epoch
+
+def first_pass(accuracy: pd.Series, mark: float) -> int | None:  # by epoch
     "The first epoch with at least this accuracy; None if there is none."
     passed = accuracy.index[accuracy >= mark]
     return int(passed[0]) if len(passed) else None
 
-GUESSING = math.log(10) # loss of a network that says 0.1 for each of ten digits
 
-def plateau_end(source: str) -> int: # epoch
+GUESSING = math.log(10)  # loss of a network that says 0.1 for each of ten digits
+
+
+def plateau_end(source: str) -> int:  # epoch
     "From when on the training loss (majority) of a published run stays below 0.99 of that of guessing."
     rows = _all_published().query("source == @source and split == 'train' and task == 'majority'")
     return int(rows[rows.loss >= 0.99 * GUESSING].epoch.max()) + 1
 
-def plateaus(n_train: int) -> dict: # O2I label in % -> epoch
+
+def plateaus(n_train: int) -> dict:  # O2I label in % -> epoch
     "When the published runs on 3000x3000 px with so many canvases left the plateau."
     runs = resolve({"o2i": list(PUBLISHED_O2I), "n_train": n_train}, "paper")
     return {r["o2i"]: plateau_end(same_setting(r).source.iloc[0]) for r in runs if len(same_setting(r))}
 
 # %% ../../nbs/digits/curves.ipynb #fd2594ca
-def begun_runs(experiment: str, scale: str = "paper") -> list[Path]: # folders
+def begun_runs(experiment: str, scale: str = "paper") -> list[Path]:  # folders
     "The runs of an experiment's plan that have finished an epoch, whatever became of them: of each seed the one that has come furthest."
     furthest = {}
-    for manifest in sorted((scale_dir("results", scale)/experiment).glob("results_*/seed_*/manifest.json")):
+    for manifest in sorted((scale_dir("results", scale) / experiment).glob("results_*/seed_*/manifest.json")):
         folder, run = manifest.parent, recorded_run(EXPERIMENTS[experiment], manifest.parent)
-        if run["recipe"] != RECIPE or run.changed or not (folder/"metrics.csv").is_file(): continue
+        if run["recipe"] != RECIPE or run.changed or not (folder / "metrics.csv").is_file():
+            continue
         reached, key = (state(folder) == "ok", len(recorded_curve(folder)["train"])), run.counted_as
-        if key not in furthest or reached > furthest[key][0]: furthest[key] = reached, folder
+        if key not in furthest or reached > furthest[key][0]:
+            furthest[key] = reached, folder
     return [folder for _, folder in furthest.values()]
 
+
 def judged(
-    ours: int|None,  # epoch at which a mark was passed; None: not so far
-    published: list, # the same of published runs; None: never
-    done: int,       # epochs that we have done
-    planned: int,    # epochs in all
+    ours: int | None,  # epoch at which a mark was passed; None: not so far
+    published: list,  # the same of published runs; None: never
+    done: int,  # epochs that we have done
+    planned: int,  # epochs in all
 ) -> str:
     "`inside`, `earlier`, `later` or `not yet`; `nothing published` if there is nothing to compare with."
-    if not published: return "nothing published"
+    if not published:
+        return "nothing published"
     never = planned + 1
     first, last = min(p or never for p in published), max(p or never for p in published)
-    if ours is None and done < min(last, planned): return "not yet"
+    if ours is None and done < min(last, planned):
+        return "not yet"
     passed = ours or never
     return "earlier" if passed < first else "later" if passed > last else "inside"
 
 # %% ../../nbs/digits/curves.ipynb #0cecb411
-def _passes(runs, mark): # epochs at which published runs passed a mark; None: never. Nothing of a log that was cut short before
+def _passes(
+    runs, mark
+):  # epochs at which published runs passed a mark; None: never. Nothing of a log that was cut short before
     found = [(first_pass(published_curve(r.source)["train"].majority, mark), r) for r in runs.itertuples()]
     return [epoch for epoch, r in found if epoch or r.n_epochs_logged >= r.n_epochs]
 
-def _span(epochs): # the first and the last of them; None: never, or nothing published
+
+def _span(epochs):  # the first and the last of them; None: never, or nothing published
     ordered = sorted(epochs, key=lambda epoch: epoch or math.inf) or [None]
     return ordered[0], ordered[-1]
 
+
 def curve_verdicts(
     experiment: str,  # of the testbed
-) -> pd.DataFrame:    # a row for each run and mark
+) -> pd.DataFrame:  # a row for each run and mark
     """When the training accuracy (majority) passed every mark, in all begun runs at paper scale and in published ones.
 
     Columns: `SETTING`, seed, precision, folder, state, done (epochs), mark, ours, published, first and last of the range, verdict."""
@@ -162,7 +191,11 @@ def curve_verdicts(
         about = {k: run[k] for k in (*SETTING, "seed")} | {"precision": manifest.get("precision", run["precision"])}
         about |= {"folder": folder, "state": state(folder), "done": len(accuracy)}
         for mark in MARKS:
-            ours, theirs, all_published = first_pass(accuracy, mark), _passes(own, mark), _passes(pd.concat([own, near]), mark)
+            ours, theirs, all_published = (
+                first_pass(accuracy, mark),
+                _passes(own, mark),
+                _passes(pd.concat([own, near]), mark),
+            )
             first, last = _span(all_published)
             verdict = judged(ours, all_published, len(accuracy), run["n_epochs"])
             found = {"mark": mark, "ours": ours, "published": theirs, "first": first, "last": last}
@@ -170,37 +203,51 @@ def curve_verdicts(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/digits/curves.ipynb #f1177b52
-def _epoch(e): return "never" if e is None or np.isnan(e) else f"{e:g}"
+def _epoch(e):
+    return "never" if e is None or np.isnan(e) else f"{e:g}"
 
-def _range(row): # "11 to 24"
-    if row.verdict == "nothing published": return ""
+
+def _range(row):  # "11 to 24"
+    if row.verdict == "nothing published":
+        return ""
     first, last = _epoch(row["first"]), _epoch(row["last"])
     return first if first == last else f"{first} to {last}"
 
+
 def plateau_note() -> str:
     "How much the published plateaus themselves differ, in two sentences."
+
     def spread(n):
         ends = plateaus(n)
         return f"with {n:,} canvases between epoch {min(ends.values())} and {max(ends.values())}"
-    return (f"The plateau at the start varies among the published runs themselves: on 3000×3000 px it ends "
-            f"{spread(1000)}, {spread(800)}, and not in the order of the object-to-image ratios. "
-            "An epoch more or less at the first mark says little.")
 
-ABOUT = ("The epoch at which accuracy on the training canvases (*majority*) first reaches 0.2, 0.5 and 0.8, in every run "
-         "at `paper` scale that has begun: ours, the published run of the same setting, and the range of that run and its "
-         "neighbours (one step away in O2I or in the number of canvases).")
+    return (
+        f"The plateau at the start varies among the published runs themselves: on 3000×3000 px it ends "
+        f"{spread(1000)}, {spread(800)}, and not in the order of the object-to-image ratios. "
+        "An epoch more or less at the first mark says little."
+    )
 
-def _line(experiment, r): # of the table in markdown
+
+ABOUT = (
+    "The epoch at which accuracy on the training canvases (*majority*) first reaches 0.2, 0.5 and 0.8, in every run "
+    "at `paper` scale that has begun: ours, the published run of the same setting, and the range of that run and its "
+    "neighbours (one step away in O2I or in the number of canvases)."
+)
+
+
+def _line(experiment, r):  # of the table in markdown
     ours = "not yet" if r.ours is None or np.isnan(r.ours) else _epoch(r.ours)
     run = f"O2I {r.o2i:g} %, {r.n_train} canvases, seed {r.seed}, {r.precision}"
     done = f"{r.done} of {r.n_epochs} ({r.state})"
     cells = [experiment, run, done, f"{r.mark:g}", ours, ", ".join(map(_epoch, r.published)), _range(r), r.verdict]
     return f"| {' | '.join(cells)} |"
 
-def curves_text(experiments: list) -> str: # markdown
+
+def curves_text(experiments: list) -> str:  # markdown
     "The curves of all begun runs at paper scale, finished or not, as a table."
     rows = [_line(e, r) for e in experiments for _, r in curve_verdicts(e).iterrows()]
-    if not rows: return f"{ABOUT} No run at paper scale has begun. {plateau_note()}"
+    if not rows:
+        return f"{ABOUT} No run at paper scale has begun. {plateau_note()}"
     names = ["experiment", "run", "epochs done", "accuracy", "ours", "published", "range", "verdict"]
     return "\n".join([f"{ABOUT} {plateau_note()}", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|", *rows])
 
@@ -208,16 +255,20 @@ def curves_text(experiments: list) -> str: # markdown
 OURS, PUBLISHED = "#1f5fa8", "#e08214"
 PANELS = ("loss", *TASK_NAMES)
 
-def _standing(folder, done, planned): # "finished", or how far it has come
+
+def _standing(folder, done, planned):  # "finished", or how far it has come
     return "finished" if state(folder) == "ok" else f"epoch {done} of {planned}, {state(folder)}"
 
+
 def _draw_panel(ax, panel, ours, theirs, marker):
-    for curve in theirs: ax.plot(curve.index, curve[panel], "--", color=PUBLISHED, linewidth=1.2, label="published")
+    for curve in theirs:
+        ax.plot(curve.index, curve[panel], "--", color=PUBLISHED, linewidth=1.2, label="published")
     ax.plot(ours.index, ours[panel], "-", color=OURS, linewidth=1.6, marker=marker, markersize=3, label="ours")
-    if panel != "loss": ax.set_ylim(-0.02, 1.02)
+    if panel != "loss":
+        ax.set_ylim(-0.02, 1.02)
 
 # %% ../../nbs/digits/curves.ipynb #fac50687
-def curve_figure(experiment: str, folder: str|Path): # matplotlib figure
+def curve_figure(experiment: str, folder: str | Path):  # matplotlib figure
     "A run's learning curves over the published ones of its setting."
     manifest, ours = read_manifest(folder), recorded_curve(folder)
     run, done = as_made(manifest, DEFAULTS), len(ours["train"])
@@ -228,28 +279,36 @@ def curve_figure(experiment: str, folder: str|Path): # matplotlib figure
         theirs = [published_curve(s)[split] for s in sources]
         for ax, panel in zip(row, PANELS):
             _draw_panel(ax, panel, ours[split], theirs, None if split == "train" else "o")
-            if state(folder) != "ok": ax.axvline(done, color="0.4", linewidth=1, linestyle=":")
-        if state(folder) != "ok": row[1].text(done + 1, 0.94, f"epoch {done}", color="0.3", fontsize=9)
+            if state(folder) != "ok":
+                ax.axvline(done, color="0.4", linewidth=1, linestyle=":")
+        if state(folder) != "ok":
+            row[1].text(done + 1, 0.94, f"epoch {done}", color="0.3", fontsize=9)
         row[0].set_ylabel(f"{split} canvases\nloss")
         row[1].set_ylabel("accuracy")
-    for ax, panel in zip(axes[0], PANELS): ax.set_title(panel)
-    for ax in axes[1]: ax.set(xlabel="epoch", xlim=(0, run["n_epochs"] + 1))
+    for ax, panel in zip(axes[0], PANELS):
+        ax.set_title(panel)
+    for ax in axes[1]:
+        ax.set(xlabel="epoch", xlim=(0, run["n_epochs"] + 1))
     handles = {text: line for line, text in zip(*axes[0, 0].get_legend_handles_labels())}
     axes[0, 0].legend(handles.values(), handles.keys(), fontsize=9, loc="lower left")
     title = f"Learning curves: O2I {run['o2i']:g} %, {run['n_train']} canvases"
     return titled(fig, title, _curve_note(experiment, folder, manifest, run, done, len(sources)))
 
-def _curve_note(experiment, folder, manifest, run, done, n): # n: published runs
+
+def _curve_note(experiment, folder, manifest, run, done, n):  # n: published runs
     precision = manifest.get("precision", run["precision"])
     ours = f"seed {run['seed']}, computed in {precision}, {_standing(folder, done, run['n_epochs'])}"
     plural = "s" * (n != 1)
     compared = f"{n} published run{plural} of this setting (dashed)" if n else "no published run has this setting"
     note = f"{experiment}, {run['scale']} scale. Ours: {ours}; {compared}."
-    if not (run["w_diversity"] or run["w_semantic"]): return note
+    if not (run["w_diversity"] or run["w_semantic"]):
+        return note
     return f"{note} The loss of ours includes the regularisers, that of the published logs is of the tasks alone."
 
-def draw_curves(experiment: str, scales: tuple = ("paper", "quick")) -> dict: # name of the file -> matplotlib figure
+
+def draw_curves(experiment: str, scales: tuple = ("paper", "quick")) -> dict:  # name of the file -> matplotlib figure
     "A figure for every begun run of an experiment at paper scale, whether it is finished or not."
-    if "paper" not in scales: return {}
+    if "paper" not in scales:
+        return {}
     name = lambda folder: f"{experiment}_curves_{folder.parent.name.removeprefix('results_')}_{folder.name}"
     return {name(folder): curve_figure(experiment, folder) for folder in begun_runs(experiment)}

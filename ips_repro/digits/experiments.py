@@ -6,62 +6,209 @@
 __all__ = ['QUICK', 'EXPERIMENTS', 'available_digits']
 
 # %% ../../nbs/digits/experiments.ipynb #02823b05
-from ..runs.family import Experiment
-from .sizes import PUBLISHED_O2I, exact_o2i
 from ..base.params import ParameterError
 from .quick_scale import quick_scale
 from .settings import PRESETS, TESTBED
+from .sizes import PUBLISHED_O2I, exact_o2i
+from ..runs.family import Experiment
 
 # %% ../../nbs/digits/experiments.ipynb #87551c70
-QUICK = quick_scale()["grids"] # experiment -> blocks
+QUICK = quick_scale()["grids"]  # experiment -> blocks
 _D28_AT_1500 = exact_o2i(28, 1500, 1500)
 _TINY = dict(canvas=600, n_epochs=1)
 
-EXPERIMENTS = {e.name: e for e in (
-    Experiment("O2I_datasize", TESTBED, "05_o2i_sweep", ("o2i", "n_train"), {
-        "paper": [dict(o2i=list(PUBLISHED_O2I), n_train=[800, 1000, 2000, 4000])], "quick": QUICK["O2I_datasize"], "smoke": [dict(o2i=list(PUBLISHED_O2I), n_train=16)]}),
-    Experiment("Dataset_Size", TESTBED, "06_dataset_size", ("n_train",), {
-        "paper": [dict(n_train=[200, 400, 800, 1000, 2000, 4000, 5000])], "quick": QUICK["Dataset_Size"], "smoke": [dict(n_train=[8, 16], **_TINY)]}),
-    Experiment("Noise_Size", TESTBED, "07_noise_size", ("n_noise",), {
-        "paper": [dict(n_noise=[100, 200, 400, 600, 800], n_train=5000)], "quick": QUICK["Noise_Size"], "smoke": [dict(n_noise=[4, 8], **_TINY)]}),
-    Experiment("Digit_Thickness", TESTBED, "08_digit_thickness", ("noise_thickness", "stroke"), {
-        "paper": [dict(o2i=_D28_AT_1500, canvas=1500, n_noise=800, n_train=2000, n_epochs=50, seed=[1, 2, 3], stroke="integer", noise_thickness=[1., 2., 3., 4., 5.]),
-                  dict(o2i=_D28_AT_1500, canvas=1500, n_noise=800, n_train=2000, n_epochs=50, seed=[1, 2, 3], stroke="subpixel", noise_thickness=[0.5, 1., 1.4, 1.6, 2., 2.4, 2.8, 3.])],
-        "quick": QUICK["Digit_Thickness"],
-        "smoke": [dict(o2i=1., stroke="integer", noise_thickness=2., **_TINY), dict(o2i=1., stroke="subpixel", noise_thickness=1.5, **_TINY)]}),
-    Experiment("Patch_Size", TESTBED, "09_patch_size", ("patch_size",), {
-        "paper": [dict(o2i=0.078, n_train=1000, seed=[1, 2, 3], patch_size=[25, 50, 100]), dict(o2i=0.078, n_train=1000, seed=[1, 2, 3], patch_size=150, M=50, I=50)],
-        "quick": QUICK["Patch_Size"], "smoke": [dict(o2i=0.13, patch_size=[50, 100], **_TINY)]}),
-)}
+EXPERIMENTS = {
+    e.name: e
+    for e in (
+        Experiment(
+            "O2I_datasize",
+            TESTBED,
+            "05_o2i_sweep",
+            ("o2i", "n_train"),
+            {
+                "paper": [dict(o2i=list(PUBLISHED_O2I), n_train=[800, 1000, 2000, 4000])],
+                "quick": QUICK["O2I_datasize"],
+                "smoke": [dict(o2i=list(PUBLISHED_O2I), n_train=16)],
+            },
+        ),
+        Experiment(
+            "Dataset_Size",
+            TESTBED,
+            "06_dataset_size",
+            ("n_train",),
+            {
+                "paper": [dict(n_train=[200, 400, 800, 1000, 2000, 4000, 5000])],
+                "quick": QUICK["Dataset_Size"],
+                "smoke": [dict(n_train=[8, 16], **_TINY)],
+            },
+        ),
+        Experiment(
+            "Noise_Size",
+            TESTBED,
+            "07_noise_size",
+            ("n_noise",),
+            {
+                "paper": [dict(n_noise=[100, 200, 400, 600, 800], n_train=5000)],
+                "quick": QUICK["Noise_Size"],
+                "smoke": [dict(n_noise=[4, 8], **_TINY)],
+            },
+        ),
+        Experiment(
+            "Digit_Thickness",
+            TESTBED,
+            "08_digit_thickness",
+            ("noise_thickness", "stroke"),
+            {
+                "paper": [
+                    dict(
+                        o2i=_D28_AT_1500,
+                        canvas=1500,
+                        n_noise=800,
+                        n_train=2000,
+                        n_epochs=50,
+                        seed=[1, 2, 3],
+                        stroke="integer",
+                        noise_thickness=[1.0, 2.0, 3.0, 4.0, 5.0],
+                    ),
+                    dict(
+                        o2i=_D28_AT_1500,
+                        canvas=1500,
+                        n_noise=800,
+                        n_train=2000,
+                        n_epochs=50,
+                        seed=[1, 2, 3],
+                        stroke="subpixel",
+                        noise_thickness=[0.5, 1.0, 1.4, 1.6, 2.0, 2.4, 2.8, 3.0],
+                    ),
+                ],
+                "quick": QUICK["Digit_Thickness"],
+                "smoke": [
+                    dict(o2i=1.0, stroke="integer", noise_thickness=2.0, **_TINY),
+                    dict(o2i=1.0, stroke="subpixel", noise_thickness=1.5, **_TINY),
+                ],
+            },
+        ),
+        Experiment(
+            "Patch_Size",
+            TESTBED,
+            "09_patch_size",
+            ("patch_size",),
+            {
+                "paper": [
+                    dict(o2i=0.078, n_train=1000, seed=[1, 2, 3], patch_size=[25, 50, 100]),
+                    dict(o2i=0.078, n_train=1000, seed=[1, 2, 3], patch_size=150, M=50, I=50),
+                ],
+                "quick": QUICK["Patch_Size"],
+                "smoke": [dict(o2i=0.13, patch_size=[50, 100], **_TINY)],
+            },
+        ),
+    )
+}
 
 # %% ../../nbs/digits/experiments.ipynb #b3bb7ba0
 _RN50 = dict(pretrained=True, frozen=True, n_epochs=50, n_train=1000)
 
-EXPERIMENTS |= {e.name: e for e in (
-    Experiment("Backbones", TESTBED, "10_backbones", ("backbone", "pretrained", "frozen", "o2i", "n_train"), {
-        "paper": [dict(backbone="resnet18", pretrained=[False, True], o2i=0.008, n_train=[1000, 2000]), dict(backbone="resnet18", pretrained=[False, True], o2i=0.034, n_train=2000, n_noise=800),
-                  dict(backbone=["resnet50.tv_in1k", "resnet50.tv2_in1k"], o2i=0.008, **_RN50), dict(backbone="resnet50.tv2_in1k", o2i=0.034, n_noise=800, **_RN50)],
-        "quick": QUICK["Backbones"],
-        "smoke": [dict(backbone="resnet18", **_TINY), dict(backbone="resnet50", frozen=True, **_TINY)]}), # without weights from elsewhere
-    Experiment("Semantic_Diversity_Regularisation", TESTBED, "11_semantic_diversity", ("w_diversity", "w_semantic", "o2i"), {
-        "paper": [dict(o2i=[0.008, 0.034], n_train=1000, w_diversity=0.), dict(o2i=[0.008, 0.034], n_train=1000, w_diversity=[1., 2., 3.], w_semantic=1.)],
-        "quick": QUICK["Semantic_Diversity_Regularisation"], "smoke": [dict(w_diversity=0., **_TINY), dict(w_diversity=[1., 3.], w_semantic=1., **_TINY)]}),
-    Experiment("Attention_Masking", TESTBED, "12_attention_masking", ("mask_p", "mask_k", "n_train"), {
-        "paper": [dict(o2i=_D28_AT_1500, canvas=1500, n_noise=50, n_train=5000, n_epochs=150, mask_p=[0., 0.1, 0.2, 0.6, 0.8], mask_k=10), dict(o2i=_D28_AT_1500, canvas=1500, n_noise=50, n_train=5000, n_epochs=150, mask_p=[0.1, 0.2], mask_k=20),
-                  dict(o2i=_D28_AT_1500, canvas=1500, n_noise=50, n_train=1000, mask_p=0.), dict(o2i=_D28_AT_1500, canvas=1500, n_noise=50, n_train=1000, mask_p=0.2, mask_k=[20, 30, 40])],
-        "quick": QUICK["Attention_Masking"], "smoke": [dict(mask_p=[0., 0.2], mask_k=4, **_TINY)]}),
-    Experiment("Digit_Bank", TESTBED, "16_digit_bank", ("n_digits",), {
-        "paper": [dict(n_digits=[250, 1000, 4000, 0], n_train=2000, seed=[0, 1, 2])], "quick": QUICK["Digit_Bank"], "smoke": [dict(n_digits=[20, 0], **_TINY)]}),
-    Experiment("Bezier_vs_Original_Noise", TESTBED, "14_bezier_vs_line_noise", ("noise_kind",), {
-        "paper": [dict(noise_kind=["bezier", "line"], n_train=1000, seed=[1, 2, 3], M=50, I=50), dict(noise_kind=["bezier", "line"], n_train=1000, seed=1)],
-        "quick": QUICK["Bezier_vs_Original_Noise"], "smoke": [dict(noise_kind=["bezier", "line"], **_TINY)]}),
-)}
+EXPERIMENTS |= {
+    e.name: e
+    for e in (
+        Experiment(
+            "Backbones",
+            TESTBED,
+            "10_backbones",
+            ("backbone", "pretrained", "frozen", "o2i", "n_train"),
+            {
+                "paper": [
+                    dict(backbone="resnet18", pretrained=[False, True], o2i=0.008, n_train=[1000, 2000]),
+                    dict(backbone="resnet18", pretrained=[False, True], o2i=0.034, n_train=2000, n_noise=800),
+                    dict(backbone=["resnet50.tv_in1k", "resnet50.tv2_in1k"], o2i=0.008, **_RN50),
+                    dict(backbone="resnet50.tv2_in1k", o2i=0.034, n_noise=800, **_RN50),
+                ],
+                "quick": QUICK["Backbones"],
+                "smoke": [dict(backbone="resnet18", **_TINY), dict(backbone="resnet50", frozen=True, **_TINY)],
+            },
+        ),  # without weights from elsewhere
+        Experiment(
+            "Semantic_Diversity_Regularisation",
+            TESTBED,
+            "11_semantic_diversity",
+            ("w_diversity", "w_semantic", "o2i"),
+            {
+                "paper": [
+                    dict(o2i=[0.008, 0.034], n_train=1000, w_diversity=0.0),
+                    dict(o2i=[0.008, 0.034], n_train=1000, w_diversity=[1.0, 2.0, 3.0], w_semantic=1.0),
+                ],
+                "quick": QUICK["Semantic_Diversity_Regularisation"],
+                "smoke": [dict(w_diversity=0.0, **_TINY), dict(w_diversity=[1.0, 3.0], w_semantic=1.0, **_TINY)],
+            },
+        ),
+        Experiment(
+            "Attention_Masking",
+            TESTBED,
+            "12_attention_masking",
+            ("mask_p", "mask_k", "n_train"),
+            {
+                "paper": [
+                    dict(
+                        o2i=_D28_AT_1500,
+                        canvas=1500,
+                        n_noise=50,
+                        n_train=5000,
+                        n_epochs=150,
+                        mask_p=[0.0, 0.1, 0.2, 0.6, 0.8],
+                        mask_k=10,
+                    ),
+                    dict(
+                        o2i=_D28_AT_1500,
+                        canvas=1500,
+                        n_noise=50,
+                        n_train=5000,
+                        n_epochs=150,
+                        mask_p=[0.1, 0.2],
+                        mask_k=20,
+                    ),
+                    dict(o2i=_D28_AT_1500, canvas=1500, n_noise=50, n_train=1000, mask_p=0.0),
+                    dict(o2i=_D28_AT_1500, canvas=1500, n_noise=50, n_train=1000, mask_p=0.2, mask_k=[20, 30, 40]),
+                ],
+                "quick": QUICK["Attention_Masking"],
+                "smoke": [dict(mask_p=[0.0, 0.2], mask_k=4, **_TINY)],
+            },
+        ),
+        Experiment(
+            "Digit_Bank",
+            TESTBED,
+            "16_digit_bank",
+            ("n_digits",),
+            {
+                "paper": [dict(n_digits=[250, 1000, 4000, 0], n_train=2000, seed=[0, 1, 2])],
+                "quick": QUICK["Digit_Bank"],
+                "smoke": [dict(n_digits=[20, 0], **_TINY)],
+            },
+        ),
+        Experiment(
+            "Bezier_vs_Original_Noise",
+            TESTBED,
+            "14_bezier_vs_line_noise",
+            ("noise_kind",),
+            {
+                "paper": [
+                    dict(noise_kind=["bezier", "line"], n_train=1000, seed=[1, 2, 3], M=50, I=50),
+                    dict(noise_kind=["bezier", "line"], n_train=1000, seed=1),
+                ],
+                "quick": QUICK["Bezier_vs_Original_Noise"],
+                "smoke": [dict(noise_kind=["bezier", "line"], **_TINY)],
+            },
+        ),
+    )
+}
 
 # %% ../../nbs/digits/experiments.ipynb #9daef96b
-def available_digits(scale: str) -> dict: # {} or {"digits": bank}
+def available_digits(scale: str) -> dict:  # {} or {"digits": bank}
     "What to ask for instead of `auto`, if the digits of this scale can be neither found nor downloaded; a line says so then."
     from ips_repro.megapixel_mnist import available_bank
+
     bank = PRESETS[scale]["digits"]
-    try: found = available_bank(bank)
-    except ValueError as e: raise ParameterError(str(e)) from None
+    try:
+        found = available_bank(bank)
+    except ValueError as e:
+        raise ParameterError(str(e)) from None
     return {} if found == bank else {"digits": found}

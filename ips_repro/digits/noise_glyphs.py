@@ -14,69 +14,76 @@ import cv2
 import numpy as np
 
 # %% ../../nbs/digits/noise_glyphs.ipynb #5b4a5f7b
-GRID = 28 # glyphs and digits are born on a 28x28 grid
+GRID = 28  # glyphs and digits are born on a 28x28 grid
+
 
 @cache
-def bernstein(m: int, n_steps: int = 100) -> np.ndarray: # (m, n_steps) float64
+def bernstein(m: int, n_steps: int = 100) -> np.ndarray:  # (m, n_steps) float64
     "The m Bernstein polynomials of degree m-1 at `linspace(0, 1, n_steps)`, with correctly rounded powers."
-    power = lambda x, i: float(Fraction(x)**i)
+    power = lambda x, i: float(Fraction(x) ** i)
     t = np.linspace(0, 1, n_steps).tolist()
     return np.array([[comb(m - 1, i) * power(1 - x, m - 1 - i) * power(x, i) for x in t] for i in range(m)])
 
+
 def bezier_curve(
-    points: np.ndarray, # (m, 2) control points
-    n_steps: int = 100, # positions along the curve
-) -> np.ndarray:        # (n_steps, 2) float64
+    points: np.ndarray,  # (m, 2) control points
+    n_steps: int = 100,  # positions along the curve
+) -> np.ndarray:  # (n_steps, 2) float64
     "Points of the Bézier curve of degree m-1 at `t = linspace(0, 1, n_steps)`."
     curve = np.zeros((n_steps, 2))
-    for b, p in zip(bernstein(len(points), n_steps), points): curve += b[:, None] * p
+    for b, p in zip(bernstein(len(points), n_steps), points):
+        curve += b[:, None] * p
     return curve
 
 # %% ../../nbs/digits/noise_glyphs.ipynb #e69de70d
 def stroke_integer(
-    curve: np.ndarray, # (n, 2); the first coordinate is cv2's x
+    curve: np.ndarray,  # (n, 2); the first coordinate is cv2's x
     thickness: float,  # pixels, truncated as published
-) -> np.ndarray:       # (28, 28) float32, 0 or 1
+) -> np.ndarray:  # (28, 28) float32, 0 or 1
     "The polyline through `curve`, drawn segment by segment with `cv2.line`."
     img = np.zeros((GRID, GRID), np.float32)
     pts = curve.astype(int).tolist()
-    for a, b in zip(pts, pts[1:]): cv2.line(img, a, b, 1, int(thickness))
+    for a, b in zip(pts, pts[1:]):
+        cv2.line(img, a, b, 1, int(thickness))
     return img
 
+
 def stroke_subpixel(
-    curve: np.ndarray, # (n, 2)
+    curve: np.ndarray,  # (n, 2)
     thickness: float,  # pixels, any positive width
-) -> np.ndarray:       # (28, 28) float32 in [0, 1]
+) -> np.ndarray:  # (28, 28) float32 in [0, 1]
     "The polyline through `curve`, anti-aliased: coverage = clip(thickness/2 + 1/2 - distance to the curve, 0, 1)."
-    yx = np.stack(np.mgrid[:GRID, :GRID], -1).reshape(-1, 1, 2) + 0.5                     # (784, 1, 2) pixel centres
-    a, ab = curve[:-1], np.diff(curve, axis=0)                                            # (n-1, 2)
-    ap = yx[..., ::-1] - a                                                                # (784, n-1, 2)
+    yx = np.stack(np.mgrid[:GRID, :GRID], -1).reshape(-1, 1, 2) + 0.5  # (784, 1, 2) pixel centres
+    a, ab = curve[:-1], np.diff(curve, axis=0)  # (n-1, 2)
+    ap = yx[..., ::-1] - a  # (784, n-1, 2)
     along = np.clip((ap * ab).sum(-1) / np.maximum((ab * ab).sum(-1), 1e-12), 0, 1)
     dist = np.linalg.norm(ap - along[..., None] * ab, axis=-1).min(1)
     return np.clip(thickness / 2 + 0.5 - dist, 0, min(thickness, 1)).reshape(GRID, GRID).astype(np.float32)
+
 
 STROKES = {"integer": stroke_integer, "subpixel": stroke_subpixel}
 
 # %% ../../nbs/digits/noise_glyphs.ipynb #a84f2e81
 def bezier_glyphs(
-    rs: np.random.RandomState, # draws advance it
-    n: int,                    # glyphs
-    thickness: float = 1.91,   # stroke width on the 28x28 grid, pixels; at least 1 for "integer"
-    stroke: str = "integer",   # "integer" (published) or "subpixel"
-) -> np.ndarray:               # (n, 28, 28) float32 in [0, 1]
+    rs: np.random.RandomState,  # draws advance it
+    n: int,  # glyphs
+    thickness: float = 1.91,  # stroke width on the 28x28 grid, pixels; at least 1 for "integer"
+    stroke: str = "integer",  # "integer" (published) or "subpixel"
+) -> np.ndarray:  # (n, 28, 28) float32 in [0, 1]
     "Random Bézier strokes with 4, 6 or 8 control points. Source: arXiv 2412.11237; the draws are in its generator's order."
     draw, glyphs = STROKES[stroke], np.zeros((n, GRID, GRID), np.float32)
     for g in glyphs:
-        m = rs.choice([4, 6, 8], p=[3/9, 5/9, 1/9])
+        m = rs.choice([4, 6, 8], p=[3 / 9, 5 / 9, 1 / 9])
         g[:] = draw(bezier_curve((rs.rand(m, 2) * GRID).astype(np.int32)), thickness)
     return glyphs
 
+
 def line_glyphs(
-    rs: np.random.RandomState, # draws advance it
-    n: int,                    # glyphs
-) -> np.ndarray:               # (n, 28, 28) float32, 0 or in [0.8, 1)
+    rs: np.random.RandomState,  # draws advance it
+    n: int,  # glyphs
+) -> np.ndarray:  # (n, 28, 28) float32, 0 or in [0.8, 1)
     "Pairs of straight strokes: the noise of the benchmark before Bézier (arXiv 2210.13007)."
-    slope = [tan(x) for x in rs.rand(n) * np.pi / 2.5] # not np.tan: its last bit depends on the processor
+    slope = [tan(x) for x in rs.rand(n) * np.pi / 2.5]  # not np.tan: its last bit depends on the processor
     A = np.zeros((n, GRID, GRID), np.float32)
     for g, a in zip(A, slope):
         u = np.linspace(0, min(27.49, 27.49 / a), 56)

@@ -17,41 +17,72 @@ from ..runs.run import reduction_text
 # %% ../../nbs/digits/panels.ipynb #d21ed431
 SOURCES = {"published": "published", "paper": "ours", "quick": "ours, quick scale", "smoke": "ours, smoke test"}
 
-def source_name(run) -> str: # "ours, quick scale, M 60"
+
+def source_name(run) -> str:  # "ours, quick scale, M 60"
     "Whose a run (a row of `read_runs`) is, and at which scale; runs in another setting, and those of a bound, are another source."
     words = [f"{v} selection" if k == "selector" else f"{k} {v}" for k, v in run.variant.items()]
     return ", ".join([SOURCES[run.scale], *words])
 
+
 def long_table(
-    ours: pd.DataFrame,      # from `read_runs`; may be empty
-    published: pd.DataFrame, # from `published_runs`
-    keys: list[str],         # columns to keep, e.g. ["digit_size", "n_train", "seed"]
-) -> pd.DataFrame:           # keys + source, task, accuracy
+    ours: pd.DataFrame,  # from `read_runs`; may be empty
+    published: pd.DataFrame,  # from `published_runs`
+    keys: list[str],  # columns to keep, e.g. ["digit_size", "n_train", "seed"]
+) -> pd.DataFrame:  # keys + source, task, accuracy
     "Both as one long table, a row a run and task. Runs whose setting is not their scale's own are a source of their own, never averaged with the rest."
-    both = [published.assign(source=SOURCES["published"])] + ([ours.assign(source=ours.apply(source_name, axis=1))] if len(ours) else [])
+    both = [published.assign(source=SOURCES["published"])] + (
+        [ours.assign(source=ours.apply(source_name, axis=1))] if len(ours) else []
+    )
     wide = pd.concat([t.reindex(columns=[*keys, "source", *(f"test_{n}" for n in TASK_NAMES)]) for t in both])
-    long = wide.rename(columns={f"test_{n}": n for n in TASK_NAMES}).melt([*keys, "source"], TASK_NAMES, "task", "accuracy")
+    long = wide.rename(columns={f"test_{n}": n for n in TASK_NAMES}).melt(
+        [*keys, "source"], TASK_NAMES, "task", "accuracy"
+    )
     return long.dropna(subset=["accuracy"]).reset_index(drop=True)
 
 # %% ../../nbs/digits/panels.ipynb #fa634dc9
 def accuracy_panels(
-    long: pd.DataFrame, # from `long_table`
-    x: str, hue: str,   # columns: horizontal axis (numbers, or names, which stand side by side) and colour
-    xlabel: str, title: str, note: str = "",
+    long: pd.DataFrame,  # from `long_table`
+    x: str,
+    hue: str,  # columns: horizontal axis (numbers, or names, which stand side by side) and colour
+    xlabel: str,
+    title: str,
+    note: str = "",
     log_x: bool = True,
-):                      # matplotlib figure
+):  # matplotlib figure
     "A panel a task: test accuracy against `x`, a colour for each `hue`, published dashed beside ours solid; a bar is ± one standard deviation over the rows where there are several."
     styles = sorted(set(long.source), key=lambda s: (s != SOURCES["published"], s))
     dash = lambda s: (3, 2) if s == SOURCES["published"] else "" if s == SOURCES["paper"] else (1, 1)
     names = list(dict.fromkeys(long[x])) if not pd.api.types.is_numeric_dtype(long[x]) else []
-    if names: long, log_x = long.assign(**{x: long[x].map(names.index)}), False
+    if names:
+        long, log_x = long.assign(**{x: long[x].map(names.index)}), False
     with sns.axes_style("whitegrid"):
-        g = sns.relplot(long, x=x, y="accuracy", hue=hue, style="source", style_order=styles, col="task", col_order=TASK_NAMES, kind="line", errorbar="sd", err_style="bars", palette="viridis",
-                        markers=dict(zip(styles, "osD^vPX<>dph8" * 9)), dashes={s: dash(s) for s in styles}, height=3.2, aspect=0.95, markersize=8)
+        g = sns.relplot(
+            long,
+            x=x,
+            y="accuracy",
+            hue=hue,
+            style="source",
+            style_order=styles,
+            col="task",
+            col_order=TASK_NAMES,
+            kind="line",
+            errorbar="sd",
+            err_style="bars",
+            palette="viridis",
+            markers=dict(zip(styles, "osD^vPX<>dph8" * 9)),
+            dashes={s: dash(s) for s in styles},
+            height=3.2,
+            aspect=0.95,
+            markersize=8,
+        )
     for ax in g.axes.flat:
-        if log_x: ax.set_xscale("log", base=2)
+        if log_x:
+            ax.set_xscale("log", base=2)
         ticks = sorted(long[x].unique())
-        if log_x: ticks = [t for i, t in enumerate(ticks) if not i or t > 1.5 * ticks[i - 1]] # labels that would lie on each other
+        if log_x:
+            ticks = [
+                t for i, t in enumerate(ticks) if not i or t > 1.5 * ticks[i - 1]
+            ]  # labels that would lie on each other
         ax.set(ylim=(0, 1.02), xticks=ticks)
         ax.set_xticklabels(names or [f"{t:g}" for t in ticks], rotation=45, ha="right")
         ax.minorticks_off()
@@ -65,11 +96,12 @@ def accuracy_panels(
 def quick_note(ours: pd.DataFrame) -> str:
     "What the runs below paper scale in a table reduced, in one line; empty if there are none."
     quick = ours[ours.scale != "paper"] if len(ours) else ours
-    if not len(quick): return ""
+    if not len(quick):
+        return ""
     return f"Our {quick.scale.iloc[0]} runs are not at paper scale. They differ in: {'; '.join(reduction_text(list(quick.reduced)))}."
+
 
 def precision_note(ours: pd.DataFrame) -> str:
     "How the runs in a table were computed, in one sentence; empty if there are none."
     used = sorted(set(ours.precision_used.dropna())) if len(ours) else []
     return f"Ours computed in {' and '.join(used)}." if used else ""
-

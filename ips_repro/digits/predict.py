@@ -15,54 +15,86 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..base.core import sha256, write_atomic, write_csv
-from .training import make_net
 from ..base.grids import canvas_shape, grid_shape
 from ..base.images import open_image, thumbnail
+from .settings import DEFAULTS
+from .training import make_net
 from ..ips.image_patches import padded_size, stream_patches
+from ..ips.streaming import predict_stream
 from ..ips_net import IPSNet
 from ..runs.folder import as_made, parameters_hash, read_manifest
-from ..ips.streaming import Streamed, predict_stream
-from .settings import DEFAULTS
 
 # %% ../../nbs/digits/predict.ipynb #4989e654
-def load_run(folder: str|Path, device: str = "cpu") -> tuple[IPSNet, dict]:
+def load_run(folder: str | Path, device: str = "cpu") -> tuple[IPSNet, dict]:
     "The network of a finished run and the run's parameters. `FileNotFoundError` or `ValueError` says which file is missing, altered or unreadable."
     folder = Path(folder)
-    manifest, weights = read_manifest(folder), folder/"weights.safetensors"
+    manifest, weights = read_manifest(folder), folder / "weights.safetensors"
     run, was = as_made(manifest, DEFAULTS), manifest["outputs"].get(weights.name)
-    if manifest.get("parameters_sha256") != parameters_hash(manifest["parameters"]): raise ValueError(f"{folder}/manifest.json is not what the run wrote: its parameters do not have their SHA-256")
-    if run["selector"] != "ips": raise ValueError(f"{folder}: selector: a run with {run['selector']!r} has not learnt to select, so it cannot look at other images")
-    if not weights.is_file(): raise FileNotFoundError(f"{weights}: the weights of this run are not here; it is repeated by: {manifest.get('command', 'ips-repro run')}")
-    if was != sha256(weights): raise ValueError(f"{weights} is not what the run wrote: its SHA-256 is not the manifest's")
-    as_tested = {"precision": manifest.get("precision", run["precision"]), "pretrained": False} # its own weights come below
-    try: net = make_net(run | as_tested, device)
-    except (KeyError, TypeError, ValueError, RuntimeError) as e: raise ValueError(f"{folder}/manifest.json does not describe a network ({type(e).__name__}: {e})") from e
-    try: net.load_state_dict(load_file(weights, device=device))
-    except (SafetensorError, RuntimeError, OSError) as e: raise ValueError(f"{weights} cannot be loaded: {e}") from e
-    net.n_patches = None # images may have any size
+    if manifest.get("parameters_sha256") != parameters_hash(manifest["parameters"]):
+        raise ValueError(f"{folder}/manifest.json is not what the run wrote: its parameters do not have their SHA-256")
+    if run["selector"] != "ips":
+        raise ValueError(
+            f"{folder}: selector: a run with {run['selector']!r} has not learnt to select, so it cannot look at other images"
+        )
+    if not weights.is_file():
+        raise FileNotFoundError(
+            f"{weights}: the weights of this run are not here; it is repeated by: {manifest.get('command', 'ips-repro run')}"
+        )
+    if was != sha256(weights):
+        raise ValueError(f"{weights} is not what the run wrote: its SHA-256 is not the manifest's")
+    as_tested = {
+        "precision": manifest.get("precision", run["precision"]),
+        "pretrained": False,
+    }  # its own weights come below
+    try:
+        net = make_net(run | as_tested, device)
+    except (KeyError, TypeError, ValueError, RuntimeError) as e:
+        raise ValueError(f"{folder}/manifest.json does not describe a network ({type(e).__name__}: {e})") from e
+    try:
+        net.load_state_dict(load_file(weights, device=device))
+    except (SafetensorError, RuntimeError, OSError) as e:
+        raise ValueError(f"{weights} cannot be loaded: {e}") from e
+    net.n_patches = None  # images may have any size
     return net.eval(), run
 
 # %% ../../nbs/digits/predict.ipynb #992f274f
-def _said(kind, p): # a task's probabilities (classes,) -> the answer as text, and how sure
-    if kind == "softmax": return str(int(p.argmax())), round(float(p.max()), 4)
+def _said(kind, p):  # a task's probabilities (classes,) -> the answer as text, and how sure
+    if kind == "softmax":
+        return str(int(p.argmax())), round(float(p.max()), 4)
     return " ".join(str(c) for c in np.flatnonzero(p >= 0.5)), round(float(np.maximum(p, 1 - p).min()), 4)
 
-def predict_image(net: IPSNet, run: dict, path: str|Path) -> tuple[dict, list[dict]]: # (its row of predictions.csv, the kept patches)
+
+def predict_image(
+    net: IPSNet, run: dict, path: str | Path
+) -> tuple[dict, list[dict]]:  # (its row of predictions.csv, the kept patches)
     "What the network says of an image file, and the patches it kept: x, y, w, h in the image's pixels, best first."
     p, s, image = run["patch_size"], run["stride"], open_image(path)
     H, W = image.height, image.width
     probs, kept = predict_stream(net, stream_patches(path, p, s))
     columns = grid_shape(*padded_size(H, W, p, s), p, s)[1]
     row = {"image": str(path), "width": W, "height": H, "n_patches": kept.n}
-    for task, (kind, _) in net.tasks.items(): row[task], row[f"{task}_probability"] = _said(kind, probs[task][0].cpu().numpy())
+    for task, (kind, _) in net.tasks.items():
+        row[task], row[f"{task}_probability"] = _said(kind, probs[task][0].cpu().numpy())
     boxes = zip(kept.selection.index[0].tolist(), kept.selection.score[0].tolist())
-    return row | {"error": ""}, [{"image": str(path), "rank": i, "x": c % columns * s, "y": c // columns * s, "w": p, "h": p, "score": round(v, 8)} for i, (c, v) in enumerate(boxes)]
+    return row | {"error": ""}, [
+        {
+            "image": str(path),
+            "rank": i,
+            "x": c % columns * s,
+            "y": c // columns * s,
+            "w": p,
+            "h": p,
+            "score": round(v, 8),
+        }
+        for i, (c, v) in enumerate(boxes)
+    ]
 
-def overlay(path: str|Path, boxes: list[dict], side: int = 1024) -> np.ndarray: # uint8 (h, w, 3) RGB
+
+def overlay(path: str | Path, boxes: list[dict], side: int = 1024) -> np.ndarray:  # uint8 (h, w, 3) RGB
     "The image with the kept patches framed, brighter for a higher score."
     picture = np.ascontiguousarray(thumbnail(path, side))
     scale = picture.shape[1] / open_image(path, 3).width
-    top = max((b["score"] for b in boxes), default=1.) or 1.
+    top = max((b["score"] for b in boxes), default=1.0) or 1.0
     for b in reversed(boxes):
         corner = lambda x, y: (round(x * scale), round(y * scale))
         colour = [int(255 * v) for v in matplotlib.colormaps["plasma"](b["score"] / top)[:3]]
@@ -71,29 +103,46 @@ def overlay(path: str|Path, boxes: list[dict], side: int = 1024) -> np.ndarray: 
 
 # %% ../../nbs/digits/predict.ipynb #90fb9373
 def predict_all(
-    net: IPSNet, run: dict,
-    images: list,              # paths
-    out: str|Path,             # folder; created
-    say=print,                 # told about each image
-) -> tuple[list[dict], int]:   # rows, how many could not be read
+    net: IPSNet,
+    run: dict,
+    images: list,  # paths
+    out: str | Path,  # folder; created
+    say=print,  # told about each image
+) -> tuple[list[dict], int]:  # rows, how many could not be read
     "Write `predictions.csv` and, for its row i, the kept patches `kept/i.csv` and the picture `overlays/i.png`. An image that cannot be read gets a row that says why, and the rest goes on."
     out = Path(out)
     for part, kind in (("overlays", "png"), ("kept", "csv")):
-        (out/part).mkdir(parents=True, exist_ok=True)
-        for old in (out/part).glob(f"[0-9][0-9][0-9][0-9][0-9].{kind}"): old.unlink() # of another run of this: they would not belong to this table
+        (out / part).mkdir(parents=True, exist_ok=True)
+        for old in (out / part).glob(f"[0-9][0-9][0-9][0-9][0-9].{kind}"):
+            old.unlink()  # of another run of this: they would not belong to this table
     rows, errors = [], 0
     for i, path in enumerate(images):
         try:
             row, boxes = predict_image(net, run, path)
             ok, png = cv2.imencode(".png", overlay(path, boxes)[..., ::-1])
-            write_atomic(out/"overlays"/f"{i:05d}.png", png.tobytes()) # numbered as in the table: a name from outside is never a path here
-            write_csv(out/"kept"/f"{i:05d}.csv", boxes)
-            other = padded_size(row["height"], row["width"], run["patch_size"], run["stride"]) != canvas_shape(run["canvas"])
-            say(f"{path}: " + ", ".join(f"{t} {row[t]}" for t in net.tasks) + (" (another grid of patches than in training)" if other and net.use_position else ""))
+            write_atomic(
+                out / "overlays" / f"{i:05d}.png", png.tobytes()
+            )  # numbered as in the table: a name from outside is never a path here
+            write_csv(out / "kept" / f"{i:05d}.csv", boxes)
+            other = padded_size(row["height"], row["width"], run["patch_size"], run["stride"]) != canvas_shape(
+                run["canvas"]
+            )
+            say(
+                f"{path}: "
+                + ", ".join(f"{t} {row[t]}" for t in net.tasks)
+                + (" (another grid of patches than in training)" if other and net.use_position else "")
+            )
         except (ValueError, OSError) as e:
             row, errors = {"image": str(path), "error": str(e)}, errors + 1
             say(f"{path}: ERROR {e}")
         rows.append(row)
-        names = ["image", "width", "height", "n_patches", *(n for t in net.tasks for n in (t, f"{t}_probability")), "error"]
-        write_csv(out/"predictions.csv", [{n: r.get(n, "") for n in names} for r in rows])
+        names = [
+            "image",
+            "width",
+            "height",
+            "n_patches",
+            *(n for t in net.tasks for n in (t, f"{t}_probability")),
+            "error",
+        ]
+        write_csv(out / "predictions.csv", [{n: r.get(n, "") for n in names} for r in rows])
     return rows, errors

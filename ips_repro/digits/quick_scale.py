@@ -14,32 +14,40 @@ from importlib.resources import files
 
 # %% ../../nbs/digits/quick_scale.ipynb #2676b623
 def _fixed() -> bytes:
-    return (files("ips_repro")/"data"/"quick_digits.toml").read_bytes()
+    return (files("ips_repro") / "data" / "quick_digits.toml").read_bytes()
+
 
 @cache
-def quick_scale() -> dict: # "settings", "seeds", "grids" (experiment -> blocks) and "claims"
+def quick_scale() -> dict:  # "settings", "seeds", "grids" (experiment -> blocks) and "claims"
     "The quick scale of the testbed, as it was fixed."
     return tomllib.loads(_fixed().decode())
 
+
 @cache
-def quick_scale_sha256() -> str: # 64 hex digits
+def quick_scale_sha256() -> str:  # 64 hex digits
     "What every quick run of the testbed records: the hash of the file that fixed the scale."
     return hashlib.sha256(_fixed()).hexdigest()
 
 # %% ../../nbs/digits/quick_scale.ipynb #ee31dace
-def setting(text: str) -> dict: # parameter -> value; numbers as float
+def setting(text: str) -> dict:  # parameter -> value; numbers as float
     "A setting in words, such as `o2i=0.13, stroke=integer`, as a claim names it."
+
     def value(word):
-        if word in ("True", "False"): return word == "True"
+        if word in ("True", "False"):
+            return word == "True"
         return float(word) if re.fullmatch(r"-?[\d.]+", word) else word
+
     pairs = (part.split("=") for part in text.split(", ") if part)
     return {name: value(word) for name, word in pairs}
 
-def turn(experiment: str, run: dict) -> int: # 0, 1 or 2
+
+def turn(experiment: str, run: dict) -> int:  # 0, 1 or 2
     "When a quick run is to be made: 0 if a claim is about it, 1 if it is a bound, else 2."
-    if run.get("selector", "ips") != "ips": return 1
+    if run.get("selector", "ips") != "ips":
+        return 1
     for claim in quick_scale()["claims"]:
         for end in ("from", "to"):
             wanted = setting(claim["at"]) | setting(claim[end])
-            if claim["experiment"] == experiment and all(run[k] == v for k, v in wanted.items()): return 0
+            if claim["experiment"] == experiment and all(run[k] == v for k, v in wanted.items()):
+                return 0
     return 2

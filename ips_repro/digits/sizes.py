@@ -9,36 +9,46 @@ __all__ = ['PUBLISHED_O2I', 'exact_o2i', 'label_size', 'digit_size_for', 'check_
 import math
 
 # %% ../../nbs/digits/sizes.ipynb #62396c07
-PUBLISHED_O2I = {0.008: 28, 0.034: 56, 0.078: 84, 0.13: 112} # label in % -> digit size on 3000x3000, pixels
+PUBLISHED_O2I = {0.008: 28, 0.034: 56, 0.078: 84, 0.13: 112}  # label in % -> digit size on 3000x3000, pixels
+
 
 def exact_o2i(digit_size: int, H: int, W: int) -> float:
     "Area of a digit's box over the canvas, in per cent."
     return 100 * digit_size**2 / (H * W)
 
+
 def label_size(label: float, H: int, W: int) -> int:
     "The digit size, in pixels, that a published label stands for on this canvas."
     return round(PUBLISHED_O2I[label] / 3000 * math.sqrt(H * W))
 
+
 def digit_size_for(
-    o2i: float,    # object-to-image ratio in per cent, or a published label
-    H: int, W: int,# canvas, pixels
-) -> int:          # digit size, pixels
+    o2i: float,  # object-to-image ratio in per cent, or a published label
+    H: int,
+    W: int,  # canvas, pixels
+) -> int:  # digit size, pixels
     "The digit size for an object-to-image ratio. `ValueError` if it is below one pixel or five such digits have no room."
-    if not 0 < o2i <= 100: raise ValueError(f"o2i: {o2i:g} % is not a share of the canvas between 0 and 100 %")
+    if not 0 < o2i <= 100:
+        raise ValueError(f"o2i: {o2i:g} % is not a share of the canvas between 0 and 100 %")
     d = label_size(o2i, H, W) if o2i in PUBLISHED_O2I else round(math.sqrt(o2i / 100 * H * W))
-    if d < 1: raise ValueError(f"o2i: {o2i:g} % of a {H}x{W} canvas is less than a pixel")
+    if d < 1:
+        raise ValueError(f"o2i: {o2i:g} % of a {H}x{W} canvas is less than a pixel")
     check_room(d, H, W, f"o2i: {o2i:g} % means digits of {d} px, and")
     return d
 
+
 def check_room(
-    d: int,        # digit size, pixels
-    H: int, W: int,
-    says: str,     # how the message starts
-    n: int = 5,    # digits
+    d: int,  # digit size, pixels
+    H: int,
+    W: int,
+    says: str,  # how the message starts
+    n: int = 5,  # digits
 ) -> None:
     "`ValueError` if n boxes of d×d px cannot lie on the canvas without overlap: no arrangement beats rows and columns."
-    if (H // d) * (W // d) < n: raise ValueError(f"{says} {n} of them cannot lie on a {H}x{W} canvas without overlap")
+    if (H // d) * (W // d) < n:
+        raise ValueError(f"{says} {n} of them cannot lie on a {H}x{W} canvas without overlap")
+
 
 def always_room(d: int, H: int, W: int, n: int = 5) -> bool:
     "Is there a free place for the last digit wherever the others lie? Each blocks at most (2d-1)^2 positions."
-    return (H - d + 1) * (W - d + 1) > (n - 1) * (2 * d - 1)**2
+    return (H - d + 1) * (W - d + 1) > (n - 1) * (2 * d - 1) ** 2

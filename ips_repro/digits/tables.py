@@ -22,52 +22,108 @@ from ..runs.tables import finished_runs, published_runs
 
 # %% ../../nbs/digits/tables.ipynb #7475f54c
 TASK_NAMES = ("majority", "max", "top", "multi")
-SELECTION = {"roi_recall": "digits selected (ROI recall)", "roi_recall_one_patch": "digits of which one patch covers half", "attention_entropy": "attention entropy"}
+SELECTION = {
+    "roi_recall": "digits selected (ROI recall)",
+    "roi_recall_one_patch": "digits of which one patch covers half",
+    "attention_entropy": "attention entropy",
+}
 
-def row(run: Run, folder: str|Path) -> dict: # of a finished run
+
+def row(run: Run, folder: str | Path) -> dict:  # of a finished run
     "Its parameters, `train_<task>` and `test_<task>` accuracies, SELECTION, `not_selected_<task>`, `misread_<task>`, device, reduced, variant, folder."
-    summary = read_json(Path(folder)/"summary.json")
+    summary = read_json(Path(folder) / "summary.json")
     final, selection = summary["final"], summary.get("selection", {})
-    bound = {} if run["selector"] == "ips" else {"selector": run["selector"]} # planned, and yet never to be taken for a plain run
-    why = {f"{reason}_{t}": counts[reason] / selection["n"] for t, counts in selection.get("errors", {}).items() for reason in ("not_selected", "misread")}
-    acc = {f"{part}_{t}": float(v["accuracy"]) for part in ("train", "test") for t, v in final[part].items() if t != "loss"}
-    about = {"device": read_manifest(folder)["device"], "reduced": run.reduced, "variant": bound | run.changed, "folder": str(folder)}
+    bound = (
+        {} if run["selector"] == "ips" else {"selector": run["selector"]}
+    )  # planned, and yet never to be taken for a plain run
+    why = {
+        f"{reason}_{t}": counts[reason] / selection["n"]
+        for t, counts in selection.get("errors", {}).items()
+        for reason in ("not_selected", "misread")
+    }
+    acc = {
+        f"{part}_{t}": float(v["accuracy"]) for part in ("train", "test") for t, v in final[part].items() if t != "loss"
+    }
+    about = {
+        "device": read_manifest(folder)["device"],
+        "reduced": run.reduced,
+        "variant": bound | run.changed,
+        "folder": str(folder),
+    }
     return run | acc | {k: selection.get(k) for k in SELECTION} | why | about
 
 # %% ../../nbs/digits/tables.ipynb #291f30ba
 def read_runs(
-    experiment: str,              # of the testbed, e.g. "O2I_datasize"
+    experiment: str,  # of the testbed, e.g. "O2I_datasize"
     scales: tuple = ("paper", "quick"),
-) -> pd.DataFrame:                # a row a run: its parameters, test_<task> accuracies of the last epoch, SELECTION, not_selected_<task>, misread_<task>, device, folder
+) -> pd.DataFrame:  # a row a run: its parameters, test_<task> accuracies of the last epoch, SELECTION, not_selected_<task>, misread_<task>, device, folder
     "Every finished run of an experiment, as `finished_runs`. `ParameterError` for an unknown one."
     return finished_runs(named(experiment), scales, row)
 
 # %% ../../nbs/digits/tables.ipynb #44cc25a2
-SETTING = ("o2i", "canvas", "n_noise", "n_train", "n_epochs", "patch_size", "M", "I", "noise_kind", "noise_thickness", "stroke",
-           "backbone", "pretrained", "frozen", "mask_p", "mask_k", "w_diversity", "w_semantic") # what published runs tell of how they were made
+SETTING = (
+    "o2i",
+    "canvas",
+    "n_noise",
+    "n_train",
+    "n_epochs",
+    "patch_size",
+    "M",
+    "I",
+    "noise_kind",
+    "noise_thickness",
+    "stroke",
+    "backbone",
+    "pretrained",
+    "frozen",
+    "mask_p",
+    "mask_k",
+    "w_diversity",
+    "w_semantic",
+)  # what published runs tell of how they were made
 
-def published_settings(experiment: str) -> pd.DataFrame: # as `published_runs`, with the columns `SETTING`, `seed` and `digits`
+
+def published_settings(
+    experiment: str,
+) -> pd.DataFrame:  # as `published_runs`, with the columns `SETTING`, `seed` and `digits`
     "The published runs of an experiment, each once, with the names and values our parameters have: an integer stroke of 1.4 px is one of 1 px, masking with p = 0 has no K."
     table = published_runs(experiment)
     table["n_epochs"] = table.n_epochs_planned.fillna(table.n_epochs_logged)
     table["noise_thickness"], table["stroke"] = np.floor(table.thickness).fillna(DEFAULTS["noise_thickness"]), "integer"
     table["noise_kind"] = table.noise_kind.replace("original", "line").fillna("bezier")
     table["mask_k"] = table.mask_k.where(table.mask_p > 0, DEFAULTS["mask_k"])
-    table["backbone"] = table.encoder.map({"resnet50_v1": "resnet50.tv_in1k", "resnet50_v2": "resnet50.tv2_in1k"}).fillna("resnet18")
+    table["backbone"] = table.encoder.map(
+        {"resnet50_v1": "resnet50.tv_in1k", "resnet50_v2": "resnet50.tv2_in1k"}
+    ).fillna("resnet18")
     table["frozen"], table["pretrained"] = table.backbone != "resnet18", table.pretrained.fillna(False).astype(bool)
     table["w_semantic"] = (table.w_diversity.fillna(0) > 0).astype(float)
     table["o2i"] = [canonical_o2i(int(d), *canvas_shape(int(c))) for d, c in zip(table.digit_size, table.canvas)]
-    told_twice = table.duplicated(["o2i", "patch_size", "n_train", "noise_thickness", "noise_kind", "backbone", *(f"test_{t}" for t in TASK_NAMES)], keep=False)
-    table = table[~(told_twice & table.seed.isna())].copy() # once with its seed and once without
-    table["seed"] = table.seed.fillna(pd.Series(-1. - np.arange(len(table)), table.index)) # not told: each its own
-    return table.assign(digits="mnist", n_digits=0).fillna({"mask_p": 0., "w_diversity": 0., "M": 100, "I": 100, "patch_size": 50})
+    told_twice = table.duplicated(
+        [
+            "o2i",
+            "patch_size",
+            "n_train",
+            "noise_thickness",
+            "noise_kind",
+            "backbone",
+            *(f"test_{t}" for t in TASK_NAMES),
+        ],
+        keep=False,
+    )
+    table = table[~(told_twice & table.seed.isna())].copy()  # once with its seed and once without
+    table["seed"] = table.seed.fillna(pd.Series(-1.0 - np.arange(len(table)), table.index))  # not told: each its own
+    return table.assign(digits="mnist", n_digits=0).fillna(
+        {"mask_p": 0.0, "w_diversity": 0.0, "M": 100, "I": 100, "patch_size": 50}
+    )
+
 
 def published_points(experiment: str) -> pd.DataFrame:
     "Those of `published_settings` that were trained to (nearly) the planned end: some were stopped early."
     table = published_settings(experiment)
     return table[~(table.n_epochs_logged < 0.9 * table.n_epochs_planned) & (table.n_epochs_logged >= 50)]
 
-def published() -> pd.DataFrame: # with the column `experiment`; scores are `train_<task>` and `test_<task>`
+
+def published() -> pd.DataFrame:  # with the column `experiment`; scores are `train_<task>` and `test_<task>`
     "All published runs on Megapixel MNIST that can be compared; a copy within an experiment counts once."
     scores = [f"{part}_{task}" for part in ("test", "train") for task in TASK_NAMES]
     tables = [published_points(e).assign(experiment=e).drop_duplicates(scores) for e in EXPERIMENTS]

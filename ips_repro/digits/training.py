@@ -34,31 +34,38 @@ class Patched:
     """A Megapixel MNIST dataset seen through a patch grid: what the trainer asks for.
 
     Every canvas is painted once and its distinct patches, as uint8, are kept on the device as long as there is room; the others are painted each time."""
-    def __init__(self,
-        canvases: MegapixelMNIST, patch_size: int, stride: int,
-        device="cpu",         # where the patches are wanted
-        paint_on=None,        # where they are painted; None: there, too
-        room: int|None = None,# bytes to keep patches in; None: `spare_bytes` when the first are asked for
-        tell_wanted=False,    # do batches say where the digits are?
+
+    def __init__(
+        self,
+        canvases: MegapixelMNIST,
+        patch_size: int,
+        stride: int,
+        device="cpu",  # where the patches are wanted
+        paint_on=None,  # where they are painted; None: there, too
+        room: int | None = None,  # bytes to keep patches in; None: `spare_bytes` when the first are asked for
+        tell_wanted=False,  # do batches say where the digits are?
     ):
         self.tell_wanted = tell_wanted
         self.canvases, self.patch_size, self.stride, self.labels = canvases, patch_size, stride, canvases.labels
         self.device, self.paint_on, self.room, self.kept = device, paint_on or device, room, {}
 
-    def __len__(self): return len(self.canvases)
+    def __len__(self):
+        return len(self.canvases)
 
-    def _painted(self, indices): # all anew
+    def _painted(self, indices):  # all anew
         return self.canvases.patch_batch(indices, self.patch_size, self.stride, self.paint_on).to(self.device)
 
-    def _paint(self, indices): # canvas -> its patches, kept where there is room
+    def _paint(self, indices):  # canvas -> its patches, kept where there is room
         painted = dict(zip(indices, split_images(self._painted(indices))))
         for i, image in painted.items():
             size = image.values.nbytes + image.index.nbytes
-            if size <= self.room: self.kept[i], self.room = image, self.room - size
+            if size <= self.room:
+                self.kept[i], self.room = image, self.room - size
         return painted
 
     def batch(self, indices) -> PatchBatch:
-        if self.room is None: self.room = spare_bytes(self.device)
+        if self.room is None:
+            self.room = spare_bytes(self.device)
         patches = self._joined(indices) if self.room or self.kept else self._painted(indices)
         return patches._replace(wanted=digit_shares(self, indices)) if self.tell_wanted else patches
 
@@ -68,19 +75,29 @@ class Patched:
         return join_images([images[i] for i in indices])
 
 # %% ../../nbs/digits/training.ipynb #4bab6596
-def digit_shares(data: Patched, indices) -> torch.Tensor: # (B, N) float32, on the dataset's device
+def digit_shares(data: Patched, indices) -> torch.Tensor:  # (B, N) float32, on the dataset's device
     "How much of the digits each patch shows: the shares of their boxes, added up."
     canvases = data.canvases
-    shares = [box_shares(canvases.digit_pos[i], canvases.digit_size, canvases.shape, data.patch_size, data.stride) for i in indices]
+    shares = [
+        box_shares(canvases.digit_pos[i], canvases.digit_size, canvases.shape, data.patch_size, data.stride)
+        for i in indices
+    ]
     return upload(torch.from_numpy(np.stack(shares)), data.device)
+
 
 def make_data(run: dict, train: bool, device="cpu") -> Patched:
     "The training or test canvases of a run; `device` is where their patches are painted."
-    digits, n = load_digits(run["digits"], train, run["n_digits"] if train else 0), run["n_train"] if train else run["n_test"]
+    digits, n = (
+        load_digits(run["digits"], train, run["n_digits"] if train else 0),
+        run["n_train"] if train else run["n_test"],
+    )
     noise = {name: run[name] for name in ("n_noise", "noise_size", "noise_thickness", "noise_kind", "stroke")}
     canvases = MegapixelMNIST(digits, n, run["canvas"], run["digit_size"], seed=run["seed"], train=train, **noise)
-    paint_on = "cpu" if run["determinism"] == "deterministic" else device # painting on a GPU adds in any order
-    return Patched(canvases, run["patch_size"], run["stride"], device, paint_on, tell_wanted=run["selector"] == "oracle")
+    paint_on = "cpu" if run["determinism"] == "deterministic" else device  # painting on a GPU adds in any order
+    return Patched(
+        canvases, run["patch_size"], run["stride"], device, paint_on, tell_wanted=run["selector"] == "oracle"
+    )
+
 
 def make_net(run: dict, device) -> IPSNet:
     "The untrained network of a run; the seed decides its weights."
@@ -88,24 +105,56 @@ def make_net(run: dict, device) -> IPSNet:
     mask = STKIM(run["mask_p"], run["mask_k"]) if run["mask_p"] else None
     shuffle = None if run["shuffle"] == "none" else run["shuffle"]
     encoder = make_encoder(run["backbone"], run["pretrained"], run["frozen"], 1, run["patch_size"])
-    return IPSNet(encoder, TASKS, run["M"], run["I"], run["n_patches"], shuffle=shuffle, mask=mask, engine=run["engine"],
-                  precision=resolved_precision(run["precision"], device), selector=run["selector"]).to(device)
+    return IPSNet(
+        encoder,
+        TASKS,
+        run["M"],
+        run["I"],
+        run["n_patches"],
+        shuffle=shuffle,
+        mask=mask,
+        engine=run["engine"],
+        precision=resolved_precision(run["precision"], device),
+        selector=run["selector"],
+    ).to(device)
+
 
 class Canvases(NamedTuple):
     "The data of a run."
+
     train: Patched
     test: Patched
 
-DATA = ("digits", "n_digits", "n_train", "n_test", "canvas", "digit_size", "n_noise", "noise_size", "noise_thickness",
-        "noise_kind", "stroke", "seed", "patch_size", "stride", "selector", "determinism") # what decides about the data of a run
+
+DATA = (
+    "digits",
+    "n_digits",
+    "n_train",
+    "n_test",
+    "canvas",
+    "digit_size",
+    "n_noise",
+    "noise_size",
+    "noise_thickness",
+    "noise_kind",
+    "stroke",
+    "seed",
+    "patch_size",
+    "stride",
+    "selector",
+    "determinism",
+)  # what decides about the data of a run
+
 
 def load(run: dict, device) -> Canvases:
     "The canvases of a run."
     return Canvases(make_data(run, True, device), make_data(run, False, device))
 
+
 def network(run: dict, data: Canvases, device) -> IPSNet:
     "The untrained network of a run, whatever its data."
     return make_net(run, device)
+
 
 def make_trainer(run: dict, device, on_step=None) -> Trainer:
     "Everything a run needs, ready to train."
@@ -115,41 +164,65 @@ def make_trainer(run: dict, device, on_step=None) -> Trainer:
 def selected_patches(data: Patched, cells, scores, images: int = 4) -> list[dict]:
     "The kept cells (n, M) of the first few images: a row each, in canvas pixels, best first."
     columns = (data.canvases.shape[1] - data.patch_size) // data.stride + 1
-    return [{"image": i, "rank": rank, "x": cell % columns * data.stride, "y": cell // columns * data.stride, "w": data.patch_size, "h": data.patch_size, "score": round(score, 8)}
-            for i in range(min(images, len(cells))) for rank, (cell, score) in enumerate(zip(cells[i].tolist(), scores[i].tolist()))]
+    return [
+        {
+            "image": i,
+            "rank": rank,
+            "x": cell % columns * data.stride,
+            "y": cell // columns * data.stride,
+            "w": data.patch_size,
+            "h": data.patch_size,
+            "score": round(score, 8),
+        }
+        for i in range(min(images, len(cells)))
+        for rank, (cell, score) in enumerate(zip(cells[i].tolist(), scores[i].tolist()))
+    ]
 
-def finish(trainer: Trainer, run: dict, data: Canvases, folder) -> dict: # more for the summary
+
+def finish(trainer: Trainer, run: dict, data: Canvases, folder) -> dict:  # more for the summary
     "Where the errors of a finished run come from, and which patches it kept of a few test canvases."
     found, cells, scores = diagnose(trainer.net, data.test, generator(run["seed"], "test"), run["batch_size"])
-    write_csv(folder/"selected_patches.csv", selected_patches(data.test, cells, scores))
+    write_csv(folder / "selected_patches.csv", selected_patches(data.test, cells, scores))
     return {"selection": found}
 
-def facts(run: dict, data: Canvases) -> dict: # for the manifest
+
+def facts(run: dict, data: Canvases) -> dict:  # for the manifest
     "From which digits the canvases are painted."
     return {"digits": run["digits"]}
+
 
 def title(run: dict) -> str:
     "A run in words."
     return f"O2I {run['o2i']:g} %, n = {run['n_train']}, seed {run['seed']}"
 
+
 def each(run: dict, load) -> str:
     "What all runs of a request have in common, in words."
-    return (f"{run['n_epochs']} epochs, {run['n_test']} test canvases of {run['canvas']} px, digits from '{run['digits']}', "
-            f"M = {run['M']}, I = {run['I']}, patches of {run['patch_size']} px")
+    return (
+        f"{run['n_epochs']} epochs, {run['n_test']} test canvases of {run['canvas']} px, digits from '{run['digits']}', "
+        f"M = {run['M']}, I = {run['I']}, patches of {run['patch_size']} px"
+    )
 
 # %% ../../nbs/digits/training.ipynb #16244086
 def check_digits(runs: list[dict]):
     "Load the digits, so that missing ones are found before anything is written."
     for bank, n in dict.fromkeys((r["digits"], r["n_digits"]) for r in runs):
-        try: load_digits(bank, n=n)
-        except ValueError as e: raise ParameterError(str(e)) from None
+        try:
+            load_digits(bank, n=n)
+        except ValueError as e:
+            raise ParameterError(str(e)) from None
+
 
 def check_jams(runs: list[dict]):
     "Digits so large that five may not find room by chance: try the very canvases of the runs before anything is written."
     for r in runs:
-        if always_room(r["digit_size"], *canvas_shape(r["canvas"])): continue
-        try: [make_data(r, train) for train in (True, False)]
-        except ValueError as e: raise ParameterError(f"o2i: {r['o2i']:g} %: {e}") from None
+        if always_room(r["digit_size"], *canvas_shape(r["canvas"])):
+            continue
+        try:
+            [make_data(r, train) for train in (True, False)]
+        except ValueError as e:
+            raise ParameterError(f"o2i: {r['o2i']:g} %: {e}") from None
+
 
 def check(runs: list[dict]):
     "`ParameterError` for digits or weights that cannot be had, and for canvases without room, before anything is written."

@@ -14,52 +14,66 @@ import pandas as pd
 from scipy.stats import t as student
 
 # %% ../../nbs/evidence/change.ipynb #d910f4bb
-SAME = 0.1 # a smaller difference of accuracy is none
+SAME = 0.1  # a smaller difference of accuracy is none
+
 
 class Mean(NamedTuple):
     "The mean score of some runs."
+
     mean: float
-    sd: float    # over the seeds; nan for one
+    sd: float  # over the seeds; nan for one
     seeds: int
-    n: int       # test images of a run; more seeds are not always other images
+    n: int  # test images of a run; more seeds are not always other images
 
     @property
-    def error(self) -> float: # of the mean, from the images
+    def error(self) -> float:  # of the mean, from the images
         p = (self.mean * self.n + 2) / (self.n + 4)
         return math.sqrt(p * (1 - p) / (self.n + 4))
 
-    def __str__(self) -> str: return f"{self.mean:.3f}" + ("" if math.isnan(self.sd) else f" ± {self.sd:.3f}")
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" + ("" if math.isnan(self.sd) else f" ± {self.sd:.3f}")
+
 
 def mean_of(rows: pd.DataFrame, score: str, n: int, parameters: list = ()) -> Mean:
     "The mean of some runs, a seed once. `ValueError` if they differ in one of these parameters, other than the seed."
     mixed = [k for k in parameters if k != "seed" and rows[k].nunique(dropna=False) > 1]
-    if mixed: raise ValueError(f"{mixed[0]}: {', '.join(map(str, rows[mixed[0]].unique()))} in runs that should differ in nothing but the seed")
+    if mixed:
+        raise ValueError(
+            f"{mixed[0]}: {', '.join(map(str, rows[mixed[0]].unique()))} in runs that should differ in nothing but the seed"
+        )
     seeds = rows.groupby("seed", dropna=False)[score].mean()
     return Mean(seeds.mean(), seeds.std(), len(seeds), int(n))
 
 # %% ../../nbs/evidence/change.ipynb #bd5de190
 class Change(NamedTuple):
     "From one setting to the other."
+
     start: Mean
     end: Mean
 
     @property
-    def margin(self) -> float: # half a 95 % interval of the difference
+    def margin(self) -> float:  # half a 95 % interval of the difference
         images, df = 2 * math.hypot(self.start.error, self.end.error), self.start.seeds + self.end.seeds - 2
-        if not df: return images
+        if not df:
+            return images
         pooled = math.sqrt(sum(m.sd**2 * (m.seeds - 1) for m in self if m.seeds > 1) / df)
         return max(images, student.ppf(0.975, df) * pooled * math.sqrt(1 / self.start.seeds + 1 / self.end.seeds))
 
-    def found(self) -> set: # of "rises", "falls", "same"; none: unclear
+    def found(self) -> set:  # of "rises", "falls", "same"; none: unclear
         "What is so, as far as these runs can tell."
         d, sure = round(self.end.mean - self.start.mean, 9), round(self.margin, 9)
         return {name for name, so in (("rises", d > sure), ("falls", d < -sure), ("same", abs(d) + sure <= SAME)) if so}
 
-    def verdict(self, expect: str, chance: float, needs: float = 0) -> str: # yes, no, unclear, nothing learnt, too little learnt, or at the ceiling; and if that is of one seed
+    def verdict(
+        self, expect: str, chance: float, needs: float = 0
+    ) -> str:  # yes, no, unclear, nothing learnt, too little learnt, or at the ceiling; and if that is of one seed
         "Does a claim hold? `expect`: what agrees with it, as `rises|same`; `chance`: what guessing scores; `needs`: what the better side must score for the claim to be about these runs."
         expected, best = set(expect.split("|")), max(m.mean for m in self)
-        if all(m.mean <= chance + 2 * m.error for m in self): return "nothing learnt"
-        if best < needs: return "too little learnt"
-        if "same" not in expected and all(m.mean >= 1 - m.error for m in self): return "at the ceiling"
+        if all(m.mean <= chance + 2 * m.error for m in self):
+            return "nothing learnt"
+        if best < needs:
+            return "too little learnt"
+        if "same" not in expected and all(m.mean >= 1 - m.error for m in self):
+            return "at the ceiling"
         verdict = "yes" if self.found() & expected else "no" if self.found() else "unclear"
         return verdict + ", one seed" * (min(m.seeds for m in self) == 1 and verdict != "unclear")

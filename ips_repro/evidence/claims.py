@@ -16,225 +16,388 @@ import nbformat
 import numpy as np
 import pandas as pd
 
-from .change import SAME, Change, mean_of
-from .compare import bands, compare_all
 from ..base.core import project_root, read_csv, scale_dir, write_atomic
 from ..digits.curves import curves_text
 from ..digits.experiments import EXPERIMENTS
-from ..runs.family import RECIPE
-from ..lines.settings import LINE_GUIDED
-from ..runs.plan import action, make_plan
 from ..digits.quick_scale import quick_scale, setting
 from ..digits.tables import SETTING, TASK_NAMES
-from ..runs.tables import finished_runs
+from .change import SAME, Change, mean_of
+from .compare import bands, compare_all
+from ..lines.settings import LINE_GUIDED
+from ..runs.family import RECIPE
 from ..runs.folder import state
+from ..runs.plan import action, make_plan
 from ..runs.registry import experiments, families, part
 from ..runs.run import experiment_runs, recorded_run, reduction_text
+from ..runs.tables import finished_runs
 
 # %% ../../nbs/evidence/claims.ipynb #c2728883
-def claims() -> pd.DataFrame: # a row a claim
+def claims() -> pd.DataFrame:  # a row a claim
     """What is claimed, by whom, what should happen to which score, and the settings to look at.
 
     Those on digits at quick scale, their `seeds` on each side and the planned `margin` stand in the file that fixed the scale."""
-    table = pd.read_csv(files("ips_repro")/"data"/"claims.csv", keep_default_na=False).assign(seeds=0, margin=0.)
+    table = pd.read_csv(files("ips_repro") / "data" / "claims.csv", keep_default_na=False).assign(seeds=0, margin=0.0)
     for fixed in quick_scale()["claims"]:
         row = (table.experiment == fixed["experiment"]) & (table.claim == fixed["claim"])
-        if row.sum() != 1: raise ValueError(f"quick_digits.toml: {row.sum()} claims of {fixed['experiment']} read {fixed['claim']!r}")
+        if row.sum() != 1:
+            raise ValueError(f"quick_digits.toml: {row.sum()} claims of {fixed['experiment']} read {fixed['claim']!r}")
         columns = ["quick_from", "quick_to", "quick_at", "seeds", "margin"]
         table.loc[row, columns] = [fixed[name] for name in ("from", "to", "at", "seeds", "margin")]
     return table
 
-def _tasks(table): return table.rename(columns={f"test_{t}": t for t in TASK_NAMES})
 
-def published_table() -> pd.DataFrame: # a row a run: experiment, its parameters with the names that ours have, scores
+def _tasks(table):
+    return table.rename(columns={f"test_{t}": t for t in TASK_NAMES})
+
+
+def published_table() -> pd.DataFrame:  # a row a run: experiment, its parameters with the names that ours have, scores
     "All published runs that can be compared, copies once."
     tables = [_tasks(part(family, "results").published()) for family in families()]
     return pd.concat([t for t in tables if len(t)], ignore_index=True)
 
-def our_table(experiment: str, scale: str, asked: dict = {}) -> pd.DataFrame: # a row a run: its parameters, scores, n (test images), reduced, folder
+
+def our_table(
+    experiment: str, scale: str, asked: dict = {}
+) -> pd.DataFrame:  # a row a run: its parameters, scores, n (test images), reduced, folder
     "Our finished runs of an experiment's plan at one scale; `asked`: or of the plan with this asked for."
     e = experiments()[experiment]
     table = _tasks(finished_runs(e, (scale,), part(e.family, "results").row))
-    if not len(table): return table
+    if not len(table):
+        return table
     planned = {r.counted_as for r in experiment_runs(e, asked, scale)}
     table = table.assign(n=table["n" if "n" in table else "n_test"])[[key in planned for key in table.counted_as]]
-    if "selector" in table: table = table[table.selector == "ips"] # no claim is about the bounds
+    if "selector" in table:
+        table = table[table.selector == "ips"]  # no claim is about the bounds
     return table
 
 # %% ../../nbs/evidence/claims.ipynb #3abbfca5
 def rows_in(table: pd.DataFrame, where: dict) -> pd.DataFrame:
     "The rows with these values. `KeyError` for a parameter that the table does not have."
-    for k, v in where.items(): table = table[np.isclose(table[k].astype(float), v) if isinstance(v, float) else table[k] == v]
+    for k, v in where.items():
+        table = table[np.isclose(table[k].astype(float), v) if isinstance(v, float) else table[k] == v]
     return table
 
-def _said(v): return f"{v:g}" if isinstance(v, float) else str(v)
-def _held(at): return ", ".join(f"{k} {_said(v)}" for k, v in at.items())
-def _varied(start, end): return ", ".join(f"{k} {_said(start[k])} → {_said(end[k])}" if k in start and k in end else f"{k} {_said((start | end)[k])}" for k in start | end if start.get(k) != end.get(k))
+
+def _said(v):
+    return f"{v:g}" if isinstance(v, float) else str(v)
+
+
+def _held(at):
+    return ", ".join(f"{k} {_said(v)}" for k, v in at.items())
+
+
+def _varied(start, end):
+    return ", ".join(
+        f"{k} {_said(start[k])} → {_said(end[k])}" if k in start and k in end else f"{k} {_said((start | end)[k])}"
+        for k in start | end
+        if start.get(k) != end.get(k)
+    )
 
 # %% ../../nbs/evidence/claims.ipynb #7668015f
-COMPARED = (*SETTING, "data_fraction") # what published runs tell of their settings, where they do
+COMPARED = (*SETTING, "data_fraction")  # what published runs tell of their settings, where they do
+
 
 class Evidence(NamedTuple):
     "What some runs say of a claim."
+
     change: Change
-    varied: str   # the parameters that change, in words
-    held: str     # others that matter
+    varied: str  # the parameters that change, in words
+    held: str  # others that matter
     scale: str
     values: dict  # parameter that does not change -> what it was, in words, where that is known
-    reduced: dict # parameter -> in what our runs are not as the paper's plan, in words
+    reduced: dict  # parameter -> in what our runs are not as the paper's plan, in words
 
-    def verdict(self, claim) -> str: return self.change.verdict(claim.expect, claim.chance, claim.needs)
+    def verdict(self, claim) -> str:
+        return self.change.verdict(claim.expect, claim.chance, claim.needs)
 
-def _evidence(table, names, score, parameters, n=None, scale="paper"): # None if one of the settings is not there
+
+def _evidence(table, names, score, parameters, n=None, scale="paper"):  # None if one of the settings is not there
     start, end, at = map(setting, names)
     parts = [rows_in(table, at | s) for s in (start, end)] if len(table) else [[]]
-    if not all(map(len, parts)): return None
+    if not all(map(len, parts)):
+        return None
     both = pd.concat(parts)
-    values = {k: "/".join(dict.fromkeys(map(_said, both[k]))) for k in COMPARED if k in both and k not in start | end and both[k].notna().all()}
-    reduced = {text.partition(" ")[0]: text for text in (reduction_text(list(both.reduced)) if "reduced" in both else ())}
-    return Evidence(Change(*(mean_of(p, score, n or p.n.iloc[0], parameters) for p in parts)), _varied(start, end), _held(at), scale, values, reduced)
+    values = {
+        k: "/".join(dict.fromkeys(map(_said, both[k])))
+        for k in COMPARED
+        if k in both and k not in start | end and both[k].notna().all()
+    }
+    reduced = {
+        text.partition(" ")[0]: text for text in (reduction_text(list(both.reduced)) if "reduced" in both else ())
+    }
+    return Evidence(
+        Change(*(mean_of(p, score, n or p.n.iloc[0], parameters) for p in parts)),
+        _varied(start, end),
+        _held(at),
+        scale,
+        values,
+        reduced,
+    )
 
 # %% ../../nbs/evidence/claims.ipynb #17553fa1
-def published_evidence(claim, table: pd.DataFrame) -> Evidence|None: # a row of `claims`; from `published_table`
+def published_evidence(claim, table: pd.DataFrame) -> Evidence | None:  # a row of `claims`; from `published_table`
     "What was published of a claim; None if nothing was."
     table = table[table.experiment.isin(claim.published_in.split("|"))]
-    return _evidence(table, (claim.published_from, claim.published_to, claim.published_at), claim.score, [k for k in SETTING if k in table and table[k].notna().all()], claim.published_n)
+    return _evidence(
+        table,
+        (claim.published_from, claim.published_to, claim.published_at),
+        claim.score,
+        [k for k in SETTING if k in table and table[k].notna().all()],
+        claim.published_n,
+    )
 
-def our_evidence(claim) -> Evidence|None: # a row of `claims`
+
+def our_evidence(claim) -> Evidence | None:  # a row of `claims`
     "What we have of a claim: at paper scale on the papers' own data, else at paper scale, else at quick scale, whichever has both settings first."
-    family, as_published = experiments()[claim.experiment].family, (claim.published_from, claim.published_to, claim.published_at)
+    family, as_published = (
+        experiments()[claim.experiment].family,
+        (claim.published_from, claim.published_to, claim.published_at),
+    )
     data = [family.published, {}] if family.published else [{}]
-    looks = [("paper", asked, as_published) for asked in data if claim.published_in] + [("quick", {}, (claim.quick_from, claim.quick_to, claim.quick_at))]
+    looks = [("paper", asked, as_published) for asked in data if claim.published_in] + [
+        ("quick", {}, (claim.quick_from, claim.quick_to, claim.quick_at))
+    ]
     for scale, asked, names in looks:
-        if found := _evidence(our_table(claim.experiment, scale, asked), names, claim.score, [k for k in family.defaults if k not in family.unimportant], scale=scale): return found
+        if found := _evidence(
+            our_table(claim.experiment, scale, asked),
+            names,
+            claim.score,
+            [k for k in family.defaults if k not in family.unimportant],
+            scale=scale,
+        ):
+            return found
     return None
 
-def differs(ours: Evidence, theirs: Evidence|None) -> list[str]: # ["M 16 (paper 100)", ...]
+
+def differs(ours: Evidence, theirs: Evidence | None) -> list[str]:  # ["M 16 (paper 100)", ...]
     "In what ours are not as the published runs they stand beside, or, where those do not tell, not as the paper's plan."
     told = theirs.values if theirs else {}
     both = {k: f"{k} {v} (paper {told[k]})" if v != told[k] else None for k, v in ours.values.items() if k in told}
     return [text for text in (ours.reduced | both).values() if text]
 
-def looked_up() -> list[tuple]: # of (claim, published or None, ours or None)
+
+def looked_up() -> list[tuple]:  # of (claim, published or None, ours or None)
     "Every claim with what both say."
     table = published_table()
     return [(c, published_evidence(c, table), our_evidence(c)) for c in claims().itertuples()]
 
 # %% ../../nbs/evidence/claims.ipynb #8d2b8df4
-def _seen(evidence, claim): # "0.666 → 0.893", "2 seeds each", verdict
-    if evidence is None: return "", "", ""
+def _seen(evidence, claim):  # "0.666 → 0.893", "2 seeds each", verdict
+    if evidence is None:
+        return "", "", ""
     a, b = (m.seeds for m in evidence.change)
-    return f"{evidence.change.start} → {evidence.change.end}", f"{a} seed{'s' * int(a > 1)} each" if a == b else f"{a} and {b} seeds", evidence.verdict(claim)
+    return (
+        f"{evidence.change.start} → {evidence.change.end}",
+        f"{a} seed{'s' * int(a > 1)} each" if a == b else f"{a} and {b} seeds",
+        evidence.verdict(claim),
+    )
 
-WORDS = {"o2i": "O2I in %", "n_train": "canvases", "n_noise": "strokes", "noise_thickness": "stroke width in px", "patch_size": "patch in px", "pretrained": "ImageNet weights", "w_diversity": "W diversity", "w_semantic": "W semantic", "mask_p": "P", "mask_k": "K",
-         "noise_kind": "noise", "data_fraction": "share of the pictures", "strategy": "chosen", "keep": "share of the patches", "M": "memory", "n_digits": "digits (0: all)"}
 
-def _worded(varied): return re.sub(r"\w+", lambda m: WORDS.get(m[0], m[0]), varied)
+WORDS = {
+    "o2i": "O2I in %",
+    "n_train": "canvases",
+    "n_noise": "strokes",
+    "noise_thickness": "stroke width in px",
+    "patch_size": "patch in px",
+    "pretrained": "ImageNet weights",
+    "w_diversity": "W diversity",
+    "w_semantic": "W semantic",
+    "mask_p": "P",
+    "mask_k": "K",
+    "noise_kind": "noise",
+    "data_fraction": "share of the pictures",
+    "strategy": "chosen",
+    "keep": "share of the patches",
+    "M": "memory",
+    "n_digits": "digits (0: all)",
+}
 
-HOLDS = {"yes": "so it holds", "no": "so it does not hold", "unclear": "so nothing is clear", "nothing learnt": "so nothing was learnt in either setting", "too little learnt": "so too little was learnt to tell", "at the ceiling": "so both settings are at the ceiling"}
 
-def _count(verdicts): # "yes 5 (3 with one seed), no 1"
+def _worded(varied):
+    return re.sub(r"\w+", lambda m: WORDS.get(m[0], m[0]), varied)
+
+
+HOLDS = {
+    "yes": "so it holds",
+    "no": "so it does not hold",
+    "unclear": "so nothing is clear",
+    "nothing learnt": "so nothing was learnt in either setting",
+    "too little learnt": "so too little was learnt to tell",
+    "at the ceiling": "so both settings are at the ceiling",
+}
+
+
+def _count(verdicts):  # "yes 5 (3 with one seed), no 1"
     kinds = [v.partition(", ") for v in verdicts]
     one = {v: sum(k[0] == v and k[2] != "" for k in kinds) for v in HOLDS}
-    return ", ".join(f"{v} {n}" + f" ({one[v]} with one seed)" * bool(one[v]) for v in HOLDS if (n := sum(k[0] == v for k in kinds))) or "none"
+    return (
+        ", ".join(
+            f"{v} {n}" + f" ({one[v]} with one seed)" * bool(one[v])
+            for v in HOLDS
+            if (n := sum(k[0] == v for k in kinds))
+        )
+        or "none"
+    )
 
-def claims_table() -> str: # markdown
+
+def claims_table() -> str:  # markdown
     "What came out, and the one table: a row a claim."
     lines, found = ["| claim | published | ours |", "|---|---|---|"], looked_up()
     for c, theirs, ours in found:
-        cells = [f"**{held}**: {numbers}<br>{_worded(e.varied)}; {seeds}{', paper scale' * (e is ours and ours.scale == 'paper')}" if e else none for e, none in ((theirs, "not published"), (ours, "not run yet")) for numbers, seeds, held in [_seen(e, c)]]
+        cells = [
+            f"**{held}**: {numbers}<br>{_worded(e.varied)}; {seeds}{', paper scale' * (e is ours and ours.scale == 'paper')}"
+            if e
+            else none
+            for e, none in ((theirs, "not published"), (ours, "not run yet"))
+            for numbers, seeds, held in [_seen(e, c)]
+        ]
         lines.append(f"| [{c.experiment}](nbs/{c.notebook}.ipynb): {c.claim} ({c.score}) | {' | '.join(cells)} |")
     borne = [(c, ours) for c, theirs, ours in found if theirs and theirs.verdict(c).startswith("yes")]
     tried = [ours.verdict(c) for c, ours in borne if ours]
-    here = f"Of those {len(tried)} were tried here: {_count(tried)}." if tried else "None of those has been tried here yet."
-    return f"**The published numbers bear out {len(borne)} of these {len(found)} claims. {here}**\n\n" + "\n".join(lines)
+    here = (
+        f"Of those {len(tried)} were tried here: {_count(tried)}."
+        if tried
+        else "None of those has been tried here yet."
+    )
+    return f"**The published numbers bear out {len(borne)} of these {len(found)} claims. {here}**\n\n" + "\n".join(
+        lines
+    )
 
-def _holds(verdict): return HOLDS[verdict.partition(",")[0]] + " in one seed" * verdict.endswith("one seed")
 
-def sentence(claim, theirs: Evidence|None, ours: Evidence|None, told: list = ()) -> str: # markdown
+def _holds(verdict):
+    return HOLDS[verdict.partition(",")[0]] + " in one seed" * verdict.endswith("one seed")
+
+
+def sentence(claim, theirs: Evidence | None, ours: Evidence | None, told: list = ()) -> str:  # markdown
     "What is claimed, what ours shows, at which scale, with how many seeds, and where we differ, except in what is `told` already."
     (said, seeds, held), (mine, ours_seeds, holds) = _seen(theirs, claim), _seen(ours, claim)
     text = f"**{claim.experiment}.** {claim.claim} (Source: {claim.source}.)"
-    if theirs: text += f" Published, {claim.score}: {said} ({theirs.varied}; {theirs.held + '; ' if theirs.held else ''}{seeds}), {_holds(held)}."
-    if ours is None: return f"{text} Ours: not run yet."
+    if theirs:
+        text += f" Published, {claim.score}: {said} ({theirs.varied}; {theirs.held + '; ' if theirs.held else ''}{seeds}), {_holds(held)}."
+    if ours is None:
+        return f"{text} Ours: not run yet."
     rest = [r for r in differs(ours, theirs) if r not in told]
     differ = f" Ours{' also' * bool(told)} differ from the paper's settings in: {'; '.join(rest)}." if rest else ""
     return f"{text} Ours, {ours.scale} scale{f', {claim.score}' * (theirs is None)}: {mine} ({ours.varied}; {ours.held + '; ' if ours.held else ''}{ours_seeds}), {_holds(holds)}.{differ}"
 
 # %% ../../nbs/evidence/claims.ipynb #e1c0d692
-PLACES = {"digits": "Megapixel MNIST", "signs": "traffic signs"} # family whose experiments share most settings -> what it is on
+PLACES = {
+    "digits": "Megapixel MNIST",
+    "signs": "traffic signs",
+}  # family whose experiments share most settings -> what it is on
 
-def _place(claim, ours): # None for a claim that shares its settings with no other
+
+def _place(claim, ours):  # None for a claim that shares its settings with no other
     name = experiments()[claim.experiment].family.name
     return (PLACES[name], ours.scale) if ours and name in PLACES else None
 
-def in_common(found: list[tuple]) -> dict: # (place, scale) -> as from `differs`
+
+def in_common(found: list[tuple]) -> dict:  # (place, scale) -> as from `differs`
     "Of what `looked_up` found: in what all of ours at one place and scale differ from the paper's settings; of a single claim, nothing."
     lists = {}
     for c, theirs, ours in found:
-        if at := _place(c, ours): lists.setdefault(at, []).append(differs(ours, theirs))
-    return {at: [r for r in all_of[0] if all(r in one for one in all_of)] for at, all_of in lists.items() if len(all_of) > 1}
+        if at := _place(c, ours):
+            lists.setdefault(at, []).append(differs(ours, theirs))
+    return {
+        at: [r for r in all_of[0] if all(r in one for one in all_of)] for at, all_of in lists.items() if len(all_of) > 1
+    }
 
-def claims_text() -> str: # markdown
+
+def claims_text() -> str:  # markdown
     "What ours have in common, then a paragraph a claim."
     found = looked_up()
     common = in_common(found)
-    first = [f"All of ours on {place}, {scale} scale, differ from the paper's settings in: {'; '.join(told)}." for (place, scale), told in common.items() if told]
+    first = [
+        f"All of ours on {place}, {scale} scale, differ from the paper's settings in: {'; '.join(told)}."
+        for (place, scale), told in common.items()
+        if told
+    ]
     return "\n\n".join([*first, *(sentence(*f, common.get(_place(f[0], f[2]), ())) for f in found)])
 
-def comparison(experiments: list = ()) -> tuple[str, int]: # markdown, how many values lie outside their band
+
+def comparison(experiments: list = ()) -> tuple[str, int]:  # markdown, how many values lie outside their band
     "What `ips-repro compare` says: of some experiments of the testbed their curves and numbers; of all of them the claims, too."
     page, outside = compare_all(experiments)
-    if experiments: return f"{page}\n## Learning curves\n\n{curves_text(experiments)}\n", outside
+    if experiments:
+        return f"{page}\n## Learning curves\n\n{curves_text(experiments)}\n", outside
     head, _, rest = page.partition("\n\n")
     about = f"Mean ± standard deviation over the seeds. A difference counts if it exceeds its margin (95 %, of the seeds or of the test images, whichever is more), and is none if it is below {SAME:g} give or take the margin."
-    return f"{head}\n\n## Claims\n\n{about}\n\n{claims_text()}\n\n## Learning curves\n\n{curves_text(list(bands().index))}\n\n## Numbers\n\n{rest}", outside
+    return (
+        f"{head}\n\n## Claims\n\n{about}\n\n{claims_text()}\n\n## Learning curves\n\n{curves_text(list(bands().index))}\n\n## Numbers\n\n{rest}",
+        outside,
+    )
 
 # %% ../../nbs/evidence/claims.ipynb #4019cf12
-def _recorded(scale): # (finished, begun but not finished, superseded): folders of runs at one scale
+def _recorded(scale):  # (finished, begun but not finished, superseded): folders of runs at one scale
     finished, begun, superseded = [], [], []
     for name, e in experiments().items():
-        for folder in (p.parent for p in sorted((scale_dir("results", scale)/name).glob("results_*/seed_*/manifest.json"))):
+        for folder in (
+            p.parent for p in sorted((scale_dir("results", scale) / name).glob("results_*/seed_*/manifest.json"))
+        ):
             recipe = recorded_run(e, folder)["recipe"]
-            if recipe != RECIPE: superseded.append(folder)
-            elif state(folder) == "ok": finished.append(folder)
-            elif (folder/"metrics.csv").is_file(): begun.append(folder)
+            if recipe != RECIPE:
+                superseded.append(folder)
+            elif state(folder) == "ok":
+                finished.append(folder)
+            elif (folder / "metrics.csv").is_file():
+                begun.append(folder)
     return finished, begun, superseded
 
-def _runs(n): return f"{n} run{'s' * (n != 1)}"
 
-def standing_text() -> str: # markdown
+def _runs(n):
+    return f"{n} run{'s' * (n != 1)}"
+
+
+def standing_text() -> str:  # markdown
     "What lies under `results/`: how many runs at which scale, how far those have come that are not finished, and what is superseded."
     (finished, begun, old), (quick, _, old_quick) = _recorded("paper"), _recorded("quick")
-    how_far = lambda folder: f"{folder.parent.parent.name}, {folder.parent.name.removeprefix('results_')}: epoch {len(read_csv(folder/'metrics.csv'))}"
+    how_far = lambda folder: (
+        f"{folder.parent.parent.name}, {folder.parent.name.removeprefix('results_')}: epoch {len(read_csv(folder / 'metrics.csv'))}"
+    )
     text = f"Under `results/` lie {_runs(len(finished))} at `paper` scale and {_runs(len(quick))} at `quick` scale."
-    if begun: text += f" Begun at `paper` scale, and not finished: {'; '.join(map(how_far, begun))}."
+    if begun:
+        text += f" Begun at `paper` scale, and not finished: {'; '.join(map(how_far, begun))}."
     planned = make_plan(EXPERIMENTS, "quick")
     done = sum(action(line)[0] == "reuse" for line in planned)
-    if done < len(planned): text += f" Of the {len(planned)} runs on digits that `quick` has, {done} are done; the others are being made anew."
-    if n := len(old) + len(old_quick): text += f" Superseded: {_runs(n)}, trained before training was exactly the published one. They are shown in no figure and counted for no claim, and are being made anew; `ips-repro plan --scale quick` lists them."
+    if done < len(planned):
+        text += (
+            f" Of the {len(planned)} runs on digits that `quick` has, {done} are done; the others are being made anew."
+        )
+    if n := len(old) + len(old_quick):
+        text += f" Superseded: {_runs(n)}, trained before training was exactly the published one. They are shown in no figure and counted for no claim, and are being made anew; `ips-repro plan --scale quick` lists them."
     return text
 
 # %% ../../nbs/evidence/claims.ipynb #d94935f2
-SHOWN = {"standing": standing_text, "claims-table": claims_table, "claims": claims_text} # mark in the README -> what stands there
+SHOWN = {
+    "standing": standing_text,
+    "claims-table": claims_table,
+    "claims": claims_text,
+}  # mark in the README -> what stands there
 
-def _between(name): return re.compile(rf"(?<=<!-- {name} -->)(.*?)(?=<!-- /{name} -->)", re.DOTALL)
 
-def marked(text: str, name: str) -> str: # what stands between the marks; `ValueError` if they are not there
+def _between(name):
+    return re.compile(rf"(?<=<!-- {name} -->)(.*?)(?=<!-- /{name} -->)", re.DOTALL)
+
+
+def marked(text: str, name: str) -> str:  # what stands between the marks; `ValueError` if they are not there
     "The part of a text between <!-- name --> and <!-- /name -->."
-    if not (found := _between(name).search(text)): raise ValueError(f"no marks <!-- {name} --> and <!-- /{name} --> in the text")
+    if not (found := _between(name).search(text)):
+        raise ValueError(f"no marks <!-- {name} --> and <!-- /{name} --> in the text")
     return found[0].strip()
 
-def replaced(text: str, name: str, by: str) -> str: # the text
+
+def replaced(text: str, name: str, by: str) -> str:  # the text
     "The text with something else between the marks; unchanged if they are not there."
     return _between(name).sub(lambda _: f"\n{by}\n", text)
 
-def renew_readme() -> bool: # did anything change?
+
+def renew_readme() -> bool:  # did anything change?
     "Write what results/ says now between the marks of `nbs/index.ipynb`. The README is made from that by nbconvert."
-    path = project_root()/"nbs"/"index.ipynb"
+    path = project_root() / "nbs" / "index.ipynb"
     nb, before = nbformat.read(path, 4), path.read_text()
     for name, make in SHOWN.items():
         by = make()
-        for cell in nb.cells: cell.source = replaced(cell.source, name, by)
+        for cell in nb.cells:
+            cell.source = replaced(cell.source, name, by)
     write_atomic(path, nbformat.writes(nb) + "\n")
     return before != path.read_text()

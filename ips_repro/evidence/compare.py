@@ -17,61 +17,98 @@ from ..digits.tables import SETTING, TASK_NAMES, published_points, read_runs
 from ..runs.run import experiment_runs
 
 # %% ../../nbs/evidence/compare.ipynb #e428b5d0
-def bands() -> pd.DataFrame: # experiment -> band, reason
+def bands() -> pd.DataFrame:  # experiment -> band, reason
     "How far means may lie apart, and why."
-    return pd.read_csv(files("ips_repro")/"data"/"bands.csv", index_col="experiment")
+    return pd.read_csv(files("ips_repro") / "data" / "bands.csv", index_col="experiment")
 
-def _means(table, keys): # a row a setting and task: mean, sd, n
-    long = table.melt([*keys, "seed"], [f"test_{t}" for t in TASK_NAMES], "task", "accuracy").dropna(subset=["accuracy"])
-    long = long.groupby([*keys, "task", "seed"], as_index=False).accuracy.mean() # a seed counts once
+
+def _means(table, keys):  # a row a setting and task: mean, sd, n
+    long = table.melt([*keys, "seed"], [f"test_{t}" for t in TASK_NAMES], "task", "accuracy").dropna(
+        subset=["accuracy"]
+    )
+    long = long.groupby([*keys, "task", "seed"], as_index=False).accuracy.mean()  # a seed counts once
     return long.groupby([*keys, "task"]).accuracy.agg(["mean", "std", "count"]).reset_index()
 
-def compare(experiment: str) -> pd.DataFrame: # a row a published setting and task: SETTING, task, published, n_published, ours, sd, n, precision_used, difference, band, verdict
+
+def compare(
+    experiment: str,
+) -> pd.DataFrame:  # a row a published setting and task: SETTING, task, published, n_published, ours, sd, n, precision_used, difference, band, verdict
     "Our runs at paper scale, in no other setting than the experiment's own, beside the published ones in the same setting. Verdict: inside, outside, not run, or not planned if no run of the plan has that setting."
     keys = list(SETTING)
     theirs = published_points(experiment)
-    theirs = _means(theirs[theirs.n_noise.notna()].astype({k: float for k in keys if k not in ("noise_kind", "stroke", "backbone")}), keys)
+    theirs = _means(
+        theirs[theirs.n_noise.notna()].astype(
+            {k: float for k in keys if k not in ("noise_kind", "stroke", "backbone")}
+        ),
+        keys,
+    )
     theirs = theirs.rename(columns={"mean": "published", "count": "n_published"}).drop(columns="std")
     ours = read_runs(experiment, ("paper",))
-    if len(ours): ours = ours[ours.variant.map(len) == 0]
+    if len(ours):
+        ours = ours[ours.variant.map(len) == 0]
     if len(ours):
         ours = ours.astype({k: float for k in keys if k not in ("noise_kind", "stroke", "backbone")})
         used = ours.groupby(keys).precision_used.agg(lambda p: "/".join(sorted(set(p)))).reset_index()
         ours = _means(ours, keys).merge(used, "left", keys)
-    else: ours = theirs[[*keys, "task"]].head(0).assign(**{"mean": 0., "std": 0., "count": 0, "precision_used": ""})
+    else:
+        ours = theirs[[*keys, "task"]].head(0).assign(**{"mean": 0.0, "std": 0.0, "count": 0, "precision_used": ""})
     both = theirs.merge(ours.rename(columns={"mean": "ours", "std": "sd", "count": "n"}), "left", [*keys, "task"])
     both["task"] = both.task.str.removeprefix("test_")
-    both["n"], both["difference"], both["band"] = both.n.fillna(0).astype(int), both.ours - both.published, bands().band[experiment]
+    both["n"], both["difference"], both["band"] = (
+        both.n.fillna(0).astype(int),
+        both.ours - both.published,
+        bands().band[experiment],
+    )
     plan = {tuple(r[k] for k in keys) for r in experiment_runs(EXPERIMENTS[experiment], {}, "paper")}
     planned = [setting in plan for setting in both[keys].itertuples(index=False, name=None)]
-    both["verdict"] = [("inside" if abs(d) <= b else "outside") if n else "not run" if p else "not planned" for d, b, n, p in zip(both.difference, both.band, both.n, planned)]
+    both["verdict"] = [
+        ("inside" if abs(d) <= b else "outside") if n else "not run" if p else "not planned"
+        for d, b, n, p in zip(both.difference, both.band, both.n, planned)
+    ]
     return both
 
 # %% ../../nbs/evidence/compare.ipynb #0a618808
-def _setting(row, varies): return ", ".join(f"{k} {row[k]:g}" if isinstance(row[k], float) else f"{k} {row[k]}" for k in varies)
+def _setting(row, varies):
+    return ", ".join(f"{k} {row[k]:g}" if isinstance(row[k], float) else f"{k} {row[k]}" for k in varies)
 
-def text(experiment: str, table: pd.DataFrame) -> str: # markdown
+
+def text(experiment: str, table: pd.DataFrame) -> str:  # markdown
     "The comparison of one experiment as a table; in a line if nothing was run."
-    if not table.n.any(): return f"## {experiment}\n\n{len(table)} published values, {(table.verdict == 'not run').sum()} of them in the plan; nothing at `paper` scale yet.\n"
+    if not table.n.any():
+        return f"## {experiment}\n\n{len(table)} published values, {(table.verdict == 'not run').sum()} of them in the plan; nothing at `paper` scale yet.\n"
     varies = [k for k in SETTING if table[k].nunique() > 1]
-    lines = [f"## {experiment}", "", f"Band ± {bands().band[experiment]:g}: {bands().reason[experiment]}.", "",
-             "| setting | task | ours | published | difference | n (ours, published) | computed in | verdict |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        f"## {experiment}",
+        "",
+        f"Band ± {bands().band[experiment]:g}: {bands().reason[experiment]}.",
+        "",
+        "| setting | task | ours | published | difference | n (ours, published) | computed in | verdict |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for _, r in table.iterrows():
         sd = f" ± {r.sd:.3f}" if r.n > 1 else ""
         mine, gap = (f"{r.ours:.3f}{sd}", f"{r.difference:+.3f}") if r.n else ("", "")
-        lines.append(f"| {_setting(r, varies)} | {r.task} | {mine} | {r.published:.3f} | {gap} | {r.n}, {r.n_published} | {r.precision_used if r.n else ''} | {r.verdict} |")
+        lines.append(
+            f"| {_setting(r, varies)} | {r.task} | {mine} | {r.published:.3f} | {gap} | {r.n}, {r.n_published} | {r.precision_used if r.n else ''} | {r.verdict} |"
+        )
     return "\n".join([*lines, ""])
 
-def compare_all(experiments: list = ()) -> tuple[str, int]: # markdown, how many values lie outside their band
+
+def compare_all(experiments: list = ()) -> tuple[str, int]:  # markdown, how many values lie outside their band
     "The comparison of all experiments of the testbed that were published, or of some."
     tables = {e: compare(e) for e in experiments or bands().index}
     verdicts = pd.concat([t.verdict for t in tables.values()])
     counts = ", ".join(f"{(verdicts == v).sum()} {v}" for v in ("inside", "outside", "not run", "not planned"))
-    none = "" if verdicts.isin(["inside", "outside"]).any() else " Nothing has been trained at paper scale yet; runs at smaller scales are not compared."
+    none = (
+        ""
+        if verdicts.isin(["inside", "outside"]).any()
+        else " Nothing has been trained at paper scale yet; runs at smaller scales are not compared."
+    )
     head = f"# Ours and published\n\nTest accuracy on Megapixel MNIST after the last epoch, of runs at `paper` scale: {len(verdicts)} values: {counts}.{none} Made by `ips-repro compare`.\n"
     return "\n".join([head, *(text(e, t) for e, t in tables.items())]), int((verdicts == "outside").sum())
 
+
 def write_page(page: str) -> Path:
     "Write `results/COMPARISON.md`."
-    (out_root()/"results").mkdir(parents=True, exist_ok=True)
-    return write_atomic(out_root()/"results"/"COMPARISON.md", page)
+    (out_root() / "results").mkdir(parents=True, exist_ok=True)
+    return write_atomic(out_root() / "results" / "COMPARISON.md", page)

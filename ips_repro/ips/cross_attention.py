@@ -16,72 +16,82 @@ from torch import Tensor
 # %% ../../nbs/ips/cross_attention.ipynb #6ede35a1
 class Pooled(NamedTuple):
     "What cross-attention pooling makes of N patches."
-    tokens: Tensor # (B, T, D) one pooled vector a task
+
+    tokens: Tensor  # (B, T, D) one pooled vector a task
     heads: Tensor  # (B, H, T, Dv) attention output before the heads are joined
-    attn: Tensor   # (B, H, T, N) attention weights, after dropout
+    attn: Tensor  # (B, H, T, N) attention weights, after dropout
+
 
 def patch_scores(
-    logits: Tensor, # (B, H*T, n)
-) -> Tensor:        # (B, n), each row sums to 1
+    logits: Tensor,  # (B, H*T, n)
+) -> Tensor:  # (B, n), each row sums to 1
     "A patch's score: its attention among these n patches, averaged over heads and queries."
     return logits.softmax(-1).mean(1)
 
 # %% ../../nbs/ips/cross_attention.ipynb #6ca9c5a2
 class CrossAttention(nn.Module):
     "Multi-head cross-attention with T learnable queries (arXiv 2210.13007, section 3.2)."
-    def __init__(self,
-        D: int,            # embedding size
-        T: int,            # queries, one a task
-        H: int = 8,        # heads
-        Dk: int = 16,      # key size of a head
-        Dv: int = 16,      # value size of a head
+
+    def __init__(
+        self,
+        D: int,  # embedding size
+        T: int,  # queries, one a task
+        H: int = 8,  # heads
+        Dk: int = 16,  # key size of a head
+        Dv: int = 16,  # value size of a head
         dropout: float = 0.1,
     ):
         super().__init__()
         self.H, self.Dk, self.Dv = H, Dk, Dv
-        self.q = nn.Parameter(torch.empty(1, T, D).uniform_(-Dk**-0.5, Dk**-0.5))
+        self.q = nn.Parameter(torch.empty(1, T, D).uniform_(-(Dk**-0.5), Dk**-0.5))
         self.q_w, self.k_w = nn.Linear(D, H * Dk, bias=False), nn.Linear(D, H * Dk, bias=False)
         self.v_w = nn.Linear(D, H * Dv, bias=False)
         self.fc = nn.Linear(H * Dv, D, bias=False)
-        self.fb = nn.Linear(Dv, D, bias=False)             # lifts a single head to D, for the semantic loss
+        self.fb = nn.Linear(Dv, D, bias=False)  # lifts a single head to D, for the semantic loss
         self.dropout, self.layer_norm = nn.Dropout(dropout), nn.LayerNorm(D, eps=1e-6)
 
-    def score_matrix(self): # (H*T, D)
+    def score_matrix(self):  # (H*T, D)
         "A: the queries seen through both maps, so that `x @ A.T` are the attention logits."
-        q = self.q_w(self.q[0]).view(-1, self.H, self.Dk)                          # (T, H, Dk)
-        k_w = self.k_w.weight.view(self.H, self.Dk, -1)                            # (H, Dk, D)
+        q = self.q_w(self.q[0]).view(-1, self.H, self.Dk)  # (T, H, Dk)
+        k_w = self.k_w.weight.view(self.H, self.Dk, -1)  # (H, Dk, D)
         return torch.einsum("thk,hkd->htd", q, k_w).flatten(0, 1) / self.Dk**0.5
 
-    def forward(self, x: Tensor) -> Pooled: # x (B, N, D)
+    def forward(self, x: Tensor) -> Pooled:  # x (B, N, D)
         B, T = len(x), self.q.shape[1]
-        q = self.q_w(self.q).view(1, T, self.H, self.Dk).transpose(1, 2)           # (1, H, T, Dk)
-        k = self.k_w(x).view(B, -1, self.H, self.Dk).permute(0, 2, 3, 1)           # (B, H, Dk, N)
-        v = self.v_w(x).view(B, -1, self.H, self.Dv).transpose(1, 2)               # (B, H, N, Dv)
-        attn = self.dropout((q / self.Dk**0.5 @ k).softmax(-1))                    # (B, H, T, N)
-        heads = attn @ v                                                           # (B, H, T, Dv)
-        joined = self.fc(heads.transpose(1, 2).flatten(2))                         # (B, T, D)
+        q = self.q_w(self.q).view(1, T, self.H, self.Dk).transpose(1, 2)  # (1, H, T, Dk)
+        k = self.k_w(x).view(B, -1, self.H, self.Dk).permute(0, 2, 3, 1)  # (B, H, Dk, N)
+        v = self.v_w(x).view(B, -1, self.H, self.Dv).transpose(1, 2)  # (B, H, N, Dv)
+        attn = self.dropout((q / self.Dk**0.5 @ k).softmax(-1))  # (B, H, T, N)
+        heads = attn @ v  # (B, H, T, Dv)
+        joined = self.fc(heads.transpose(1, 2).flatten(2))  # (B, T, D)
         return Pooled(self.layer_norm(self.dropout(joined) + self.q), heads, attn)
 
 # %% ../../nbs/ips/cross_attention.ipynb #6d3a80d5
 class MLP(nn.Module):
     "w_2(relu(w_1 x)) with dropout, residual and LayerNorm."
+
     def __init__(self, D: int, D_inner: int, dropout: float = 0.1):
         super().__init__()
         self.w_1, self.w_2 = nn.Linear(D, D_inner), nn.Linear(D_inner, D)
         self.dropout, self.layer_norm = nn.Dropout(dropout), nn.LayerNorm(D, eps=1e-6)
 
-    def forward(self, x): return self.layer_norm(self.dropout(self.w_2(F.relu(self.w_1(x)))) + x)
+    def forward(self, x):
+        return self.layer_norm(self.dropout(self.w_2(F.relu(self.w_1(x)))) + x)
+
 
 class Transformer(nn.Module):
     "Cross-attention pooling and an MLP. Sizes of the testbed: H 8, Dk = Dv = 16, D_inner 512; traffic signs: 64, 64, 2048."
-    def __init__(self, D: int, T: int, H: int = 8, Dk: int = 16, Dv: int = 16, D_inner: int = 512, dropout: float = 0.1):
+
+    def __init__(
+        self, D: int, T: int, H: int = 8, Dk: int = 16, Dv: int = 16, D_inner: int = 512, dropout: float = 0.1
+    ):
         super().__init__()
         self.crs_attn, self.mlp = CrossAttention(D, T, H, Dk, Dv, dropout), MLP(D, D_inner, dropout)
 
-    def forward(self, x: Tensor) -> Pooled: # x (B, N, D)
+    def forward(self, x: Tensor) -> Pooled:  # x (B, N, D)
         pooled = self.crs_attn(x)
         return pooled._replace(tokens=self.mlp(pooled.tokens))
 
-    def head_tokens(self, heads: Tensor) -> Tensor: # (B, H, T, Dv) -> (B, H, T, D)
+    def head_tokens(self, heads: Tensor) -> Tensor:  # (B, H, T, Dv) -> (B, H, T, D)
         "What each head alone would hand to the task's classifier."
         return self.mlp(self.crs_attn.fb(heads))

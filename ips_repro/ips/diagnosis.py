@@ -14,40 +14,56 @@ from .engine import evaluating, numerics
 # %% ../../nbs/ips/diagnosis.ipynb #f9ed7879
 def covered(
     places: np.ndarray,  # (K, 2) row, column of the digits' upper left corners, pixels
-    d: int,              # their side, pixels
-    patches: np.ndarray, # (M, 2) row, column of the kept patches
-    p: int,              # their side, pixels
-) -> tuple[np.ndarray, np.ndarray]: # (K,) share of each box in all patches together, (K,) in the best single one
+    d: int,  # their side, pixels
+    patches: np.ndarray,  # (M, 2) row, column of the kept patches
+    p: int,  # their side, pixels
+) -> tuple[np.ndarray, np.ndarray]:  # (K,) share of each box in all patches together, (K,) in the best single one
     "How much of each digit's box the kept patches show."
-    def inside(axis): # (K, M, d): is pixel row (column) i of digit k inside patch m?
+
+    def inside(axis):  # (K, M, d): is pixel row (column) i of digit k inside patch m?
         pixel = places[:, None, None, axis] + np.arange(d)
         return ((pixel >= patches[None, :, None, axis]) & (pixel < patches[None, :, None, axis] + p)).astype(np.float32)
+
     rows, columns = inside(0), inside(1)
-    together = (rows.transpose(0, 2, 1) @ columns > 0).mean((1, 2))                    # (K, d, d) pixels
+    together = (rows.transpose(0, 2, 1) @ columns > 0).mean((1, 2))  # (K, d, d) pixels
     return together, (rows.sum(-1) * columns.sum(-1)).max(1) / d**2
 
 # %% ../../nbs/ips/diagnosis.ipynb #b052eefd
 def enough(
     task: str,
-    digits: np.ndarray, # (n, 5) classes; the first is the majority
-    rows: np.ndarray,   # (n, 5) their upper edges, pixels
-    seen: np.ndarray,   # (n, 5) bool: selected?
-) -> np.ndarray:        # (n,) bool
+    digits: np.ndarray,  # (n, 5) classes; the first is the majority
+    rows: np.ndarray,  # (n, 5) their upper edges, pixels
+    seen: np.ndarray,  # (n, 5) bool: selected?
+) -> np.ndarray:  # (n,) bool
     "Does the selection hold what the task asks about?"
-    if task == "majority": return (seen | (digits != digits[:, :1])).all(1)
-    if task == "max": return (seen & (digits == digits.max(1, keepdims=True))).any(1)
-    if task == "top": return seen[np.arange(len(seen)), rows.argmin(1)]
-    if task == "multi": return ((digits[:, :, None] == digits[:, None]) & seen[:, None]).any(2).all(1)
+    if task == "majority":
+        return (seen | (digits != digits[:, :1])).all(1)
+    if task == "max":
+        return (seen & (digits == digits.max(1, keepdims=True))).any(1)
+    if task == "top":
+        return seen[np.arange(len(seen)), rows.argmin(1)]
+    if task == "multi":
+        return ((digits[:, :, None] == digits[:, None]) & seen[:, None]).any(2).all(1)
     raise ValueError(f"task: {task!r} is none of majority, max, top, multi")
 
 # %% ../../nbs/ips/diagnosis.ipynb #52341241
-def _answers(net, data, batch_size, generator): # cells (n, M), scores (n, M), entropy (n,), task -> answered right (n,)
+def _answers(
+    net, data, batch_size, generator
+):  # cells (n, M), scores (n, M), entropy (n,), task -> answered right (n,)
     cells, scores, entropy, right = [], [], [], {t: [] for t in net.tasks}
     with evaluating(net), torch.no_grad(), numerics(net.precision), net.weights_rest():
         for idx in torch.arange(len(data)).split(batch_size):
             out = net(data.batch(idx.tolist()), generator)
-            attention = out.pooled.attn.mean((1, 2)).double()                          # (B, M), over heads and queries; sums to 1
-            entropy.append((torch.special.entr(attention).sum(1) / np.log(attention.shape[1]) if attention.shape[1] > 1 else attention[:, 0] * 0).cpu().numpy())
+            attention = out.pooled.attn.mean((1, 2)).double()  # (B, M), over heads and queries; sums to 1
+            entropy.append(
+                (
+                    torch.special.entr(attention).sum(1) / np.log(attention.shape[1])
+                    if attention.shape[1] > 1
+                    else attention[:, 0] * 0
+                )
+                .cpu()
+                .numpy()
+            )
             cells.append(out.selection.index.cpu().numpy())
             scores.append(out.selection.score.cpu().numpy())
             for t, (kind, _) in net.tasks.items():
@@ -56,20 +72,38 @@ def _answers(net, data, batch_size, generator): # cells (n, M), scores (n, M), e
     join = np.concatenate
     return join(cells), join(scores), join(entropy), {t: join(r) for t, r in right.items()}
 
+
 def diagnose(
-    net,             # IPSNet
-    data,            # as `experiment.Patched`: labels, batch(indices), patch_size, stride and the canvases' digit_pos, digit_index, bank
+    net,  # IPSNet
+    data,  # as `experiment.Patched`: labels, batch(indices), patch_size, stride and the canvases' digit_pos, digit_index, bank
     generator=None,  # for the order of patches, as in testing
     batch_size: int = 16,
-) -> tuple[dict, np.ndarray, np.ndarray]: # (what the selection holds, cells (n, M), scores (n, M))
+) -> tuple[dict, np.ndarray, np.ndarray]:  # (what the selection holds, cells (n, M), scores (n, M))
     "roi_recall, roi_recall_one_patch, attention_entropy (of the M kept patches; 1 = spread evenly, 0 = all on one), and for every task how many answers were right, not_selected or misread, of n."
     cells, scores, entropy, right = _answers(net, data, batch_size, generator)
     canvases, p, s = data.canvases, data.patch_size, data.stride
     columns, d = (canvases.shape[1] - p) // s + 1, canvases.digit_size
-    together, single = zip(*(covered(canvases.digit_pos[i], d, np.stack([c // columns, c % columns], 1) * s, p) for i, c in enumerate(cells)))
+    together, single = zip(
+        *(
+            covered(canvases.digit_pos[i], d, np.stack([c // columns, c % columns], 1) * s, p)
+            for i, c in enumerate(cells)
+        )
+    )
     seen, digits, rows = np.stack(together) >= 0.5, canvases.bank[1][canvases.digit_index], canvases.digit_pos[:, :, 0]
+
     def reasons(task):
         held = enough(task, digits, rows, seen)
-        return {"right": int(right[task].sum()), "not_selected": int((~right[task] & ~held).sum()), "misread": int((~right[task] & held).sum())}
-    found = {"roi_recall": float(seen.mean()), "roi_recall_one_patch": float((np.stack(single) >= 0.5).mean()), "attention_entropy": float(entropy.mean()), "n": len(cells), "errors": {t: reasons(t) for t in net.tasks}}
+        return {
+            "right": int(right[task].sum()),
+            "not_selected": int((~right[task] & ~held).sum()),
+            "misread": int((~right[task] & held).sum()),
+        }
+
+    found = {
+        "roi_recall": float(seen.mean()),
+        "roi_recall_one_patch": float((np.stack(single) >= 0.5).mean()),
+        "attention_entropy": float(entropy.mean()),
+        "n": len(cells),
+        "errors": {t: reasons(t) for t in net.tasks},
+    }
     return found, cells, scores

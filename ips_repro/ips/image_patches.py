@@ -15,26 +15,33 @@ from ..base.images import first_line, open_image
 from .patches import windows
 
 # %% ../../nbs/ips/image_patches.ipynb #ce3e4a2a
-def padded_size(height: int, width: int, p: int, s: int) -> tuple[int, int]: # height, width
+def padded_size(height: int, width: int, p: int, s: int) -> tuple[int, int]:  # height, width
     "The smallest size, at least the image's, that patches of p px at stride s cover to the last pixel."
     return tuple(p + max(0, -(-(side - p) // s)) * s for side in (height, width))
 
+
 def stream_patches(
-    path: str|Path,
-    patch_size: int,           # p, pixels
-    stride: int|None = None,   # s, pixels; None: p
+    path: str | Path,
+    patch_size: int,  # p, pixels
+    stride: int | None = None,  # s, pixels; None: p
     channels: int = 1,
-):                             # yields uint8 (columns, C, p, p), a row of the grid at a time
+):  # yields uint8 (columns, C, p, p), a row of the grid at a time
     "The patches of an image file in grid order. `ValueError` names a file that cannot be read to its end."
     import pyvips
+
     p, s = patch_size, patch_size if stride is None else stride
     image = open_image(path, channels)
     H, W = padded_size(image.height, image.width, p, s)
     region = pyvips.Region.new(image.embed(0, 0, W, H))
-    def strip(y, height): return np.frombuffer(region.fetch(0, y, W, height), np.uint8).reshape(height, W, channels)
+
+    def strip(y, height):
+        return np.frombuffer(region.fetch(0, y, W, height), np.uint8).reshape(height, W, channels)
+
     try:
         rows = strip(0, p)
         for y in range(0, H - p + 1, s):
-            if y: rows = np.concatenate([rows[s:], strip(y + p - s, s)])
+            if y:
+                rows = np.concatenate([rows[s:], strip(y + p - s, s)])
             yield torch.from_numpy(np.stack([windows(rows[..., c], p, s)[0] for c in range(channels)], 1))
-    except pyvips.Error as e: raise ValueError(f"{path} cannot be read to its end: {first_line(e)}") from None
+    except pyvips.Error as e:
+        raise ValueError(f"{path} cannot be read to its end: {first_line(e)}") from None

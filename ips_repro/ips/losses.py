@@ -13,10 +13,10 @@ from torch import Tensor
 
 # %% ../../nbs/ips/losses.ipynb #e5eff77d
 def one_task_loss(
-    kind: str,     # "softmax" or "sigmoid"
-    probs: Tensor, # (B, ..., C)
-    label: Tensor, # (B,) class, or (B, C) 0/1 for "sigmoid"
-) -> Tensor:       # scalar, mean over B and any dimensions between
+    kind: str,  # "softmax" or "sigmoid"
+    probs: Tensor,  # (B, ..., C)
+    label: Tensor,  # (B,) class, or (B, C) 0/1 for "sigmoid"
+) -> Tensor:  # scalar, mean over B and any dimensions between
     "Negative log-likelihood of `log(p + 1e-6)` for softmax tasks, binary cross-entropy for sigmoid tasks."
     between = probs.shape[1:-1]
     if kind == "sigmoid":
@@ -25,48 +25,70 @@ def one_task_loss(
     y = label.view(-1, *[1] * len(between)).expand(probs.shape[:-1])
     return F.nll_loss((probs + 1e-6).log().flatten(0, -2), y.flatten())
 
-def mean_task_loss(tasks: dict, probs: dict, labels: dict) -> Tensor: # scalar
+
+def mean_task_loss(tasks: dict, probs: dict, labels: dict) -> Tensor:  # scalar
     "Mean of the tasks' losses; `tasks` maps name to (kind, classes)."
     return torch.stack([one_task_loss(kind, probs[t], labels[t]) for t, (kind, _) in tasks.items()]).mean()
 
+
 class TaskLoss:
     "What every run minimises."
+
     name, weight = "task", 1.0
-    def __call__(self, net, out, labels): return mean_task_loss(net.tasks, out.probs, labels)
+
+    def __call__(self, net, out, labels):
+        return mean_task_loss(net.tasks, out.probs, labels)
 
 # %% ../../nbs/ips/losses.ipynb #da1a8ff2
 def head_similarity(
-    x: Tensor, # (B, H, ...) one tensor a head
-) -> Tensor:   # scalar in [-1, 1]
+    x: Tensor,  # (B, H, ...) one tensor a head
+) -> Tensor:  # scalar in [-1, 1]
     "Mean cosine similarity between every pair of heads, each flattened, averaged over the batch."
-    v = F.normalize(x.flatten(2), dim=-1)                            # (B, H, -1)
+    v = F.normalize(x.flatten(2), dim=-1)  # (B, H, -1)
     i, j = torch.triu_indices(v.shape[1], v.shape[1], 1, device=v.device)
     return (v[:, i] * v[:, j]).sum(-1).mean()
 
+
 class DiversityLoss:
     "Weight W on the similarity of the heads' outputs (`of='output'`, published) or attention (`of='attention'`, ACMIL)."
+
     name = "diversity"
+
     def __init__(self, W: float, of: str = "output"):
-        if of not in ("output", "attention"): raise ValueError(f"diversity_of: {of!r} is neither 'output' nor 'attention'")
+        if of not in ("output", "attention"):
+            raise ValueError(f"diversity_of: {of!r} is neither 'output' nor 'attention'")
         self.weight, self.of = W, of
-    def __call__(self, net, out, labels): return head_similarity(out.pooled.heads if self.of == "output" else out.pooled.attn)
+
+    def __call__(self, net, out, labels):
+        return head_similarity(out.pooled.heads if self.of == "output" else out.pooled.attn)
 
 # %% ../../nbs/ips/losses.ipynb #7ae42321
 class SemanticLoss:
     "Mean over heads of the mean task loss of each head's own prediction."
+
     name = "semantic"
-    def __init__(self, weight: float = 1.0): self.weight = weight
+
+    def __init__(self, weight: float = 1.0):
+        self.weight = weight
+
     def __call__(self, net, out, labels):
-        tokens = net.transf.head_tokens(out.pooled.heads)             # (B, H, T, D)
+        tokens = net.transf.head_tokens(out.pooled.heads)  # (B, H, T, D)
         return mean_task_loss(net.tasks, net.classify(tokens), labels)
 
+
 def weighted_terms(
-    terms: list,        # e.g. [TaskLoss(), DiversityLoss(1.), SemanticLoss()]
-    net, out, labels: dict,
-) -> Tensor:            # (len(terms),)
+    terms: list,  # e.g. [TaskLoss(), DiversityLoss(1.), SemanticLoss()]
+    net,
+    out,
+    labels: dict,
+) -> Tensor:  # (len(terms),)
     "The terms times their weights; the loss is their sum."
     return torch.stack([t.weight * t(net, out, labels) for t in terms])
 
+
 def check_finite(terms: list, values: Tensor) -> None:
     "`FloatingPointError` that names the terms if their sum is not finite. Looking at the values makes a GPU wait, so not after every step."
-    if not values.sum().isfinite(): raise FloatingPointError("the loss is not finite: " + ", ".join(f"{t.name} = {v:g}" for t, v in zip(terms, values.tolist())))
+    if not values.sum().isfinite():
+        raise FloatingPointError(
+            "the loss is not finite: " + ", ".join(f"{t.name} = {v:g}" for t, v in zip(terms, values.tolist()))
+        )

@@ -15,38 +15,47 @@ from .patches import upload
 # %% ../../nbs/ips/masking.ipynb #a187499a
 class STKIM(nn.Module):
     "Stochastic top-K instance masking (ACMIL, arXiv 2311.07125): each of the K highest scores is set to zero with probability p. Active in training only, like dropout."
-    def __init__(self,
-        p: float, # probability, 0 to 1
-        K: int,   # how many of the highest scores are at risk
+
+    def __init__(
+        self,
+        p: float,  # probability, 0 to 1
+        K: int,  # how many of the highest scores are at risk
     ):
         super().__init__()
-        if not 0 <= p <= 1: raise ValueError(f"mask_p: {p} is no probability")
-        if K < 1: raise ValueError(f"mask_k: {K} is less than 1")
+        if not 0 <= p <= 1:
+            raise ValueError(f"mask_p: {p} is no probability")
+        if K < 1:
+            raise ValueError(f"mask_k: {K} is less than 1")
         self.p, self.K = p, K
 
-    def draws(self,
-        B: int, sizes: list,               # images; how many patches are scored, for each scoring
-        generator: torch.Generator = None, # on the CPU, so that the draws are the same on every device
-        device="cpu",                      # where they are needed
-    ) -> list[Tensor]:                     # (B, min(K, n)) in [0, 1) for each scoring, in the order in which they are drawn
+    def draws(
+        self,
+        B: int,
+        sizes: list,  # images; how many patches are scored, for each scoring
+        generator: torch.Generator = None,  # on the CPU, so that the draws are the same on every device
+        device="cpu",  # where they are needed
+    ) -> list[Tensor]:  # (B, min(K, n)) in [0, 1) for each scoring, in the order in which they are drawn
         "The draws of several scorings at once: one upload to a GPU instead of many."
         counts = [B * min(self.K, n) for n in sizes]
         drawn = upload(torch.rand(sum(counts), generator=generator), device)
         return [u.view(B, -1) for u in drawn.split(counts)]
 
-    def hide(self,
-        scores: Tensor, # (B, n)
-        u: Tensor,      # (B, k), from `draws`, on the same device
-    ) -> Tensor:        # (B, n)
+    def hide(
+        self,
+        scores: Tensor,  # (B, n)
+        u: Tensor,  # (B, k), from `draws`, on the same device
+    ) -> Tensor:  # (B, n)
         "Zero each of the k highest scores of a row whose draw is less than p."
         top = scores.topk(u.shape[1], dim=-1)
         return scores.scatter(-1, top.indices, top.values * (u >= self.p))
 
-    def forward(self,
-        scores: Tensor,                    # (B, n)
-        generator: torch.Generator = None, # on the CPU
-    ) -> Tensor:                           # (B, n), up to K entries of a row zeroed
+    def forward(
+        self,
+        scores: Tensor,  # (B, n)
+        generator: torch.Generator = None,  # on the CPU
+    ) -> Tensor:  # (B, n), up to K entries of a row zeroed
         [u] = self.draws(len(scores), [scores.shape[1]], generator, scores.device)
         return self.hide(scores, u)
 
-    def extra_repr(self): return f"p={self.p}, K={self.K}"
+    def extra_repr(self):
+        return f"p={self.p}, K={self.K}"

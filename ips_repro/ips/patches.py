@@ -17,10 +17,10 @@ from ..base.grids import grid_shape
 
 # %% ../../nbs/ips/patches.ipynb #7128fdc5
 def windows(
-    image: np.ndarray, # (H, W)
+    image: np.ndarray,  # (H, W)
     patch_size: int,
-    stride: int|None = None,
-) -> np.ndarray:       # (rows, columns, p, p), a view
+    stride: int | None = None,
+) -> np.ndarray:  # (rows, columns, p, p), a view
     "All patches of `image`, without copying."
     p, s = patch_size, patch_size if stride is None else stride
     grid_shape(*image.shape, p, s)
@@ -29,25 +29,28 @@ def windows(
 # %% ../../nbs/ips/patches.ipynb #f1a58243
 def upload(x: Tensor, device) -> Tensor:
     "A tensor on a device; a GPU gets it from pinned memory, so that nothing waits for the copy."
-    if torch.device(device).type != "cuda" or x.is_cuda: return x.to(device)
+    if torch.device(device).type != "cuda" or x.is_cuda:
+        return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
+
 
 class PatchBatch(NamedTuple):
     "B images as their distinct patches; row 0 of `values` is the blank (all-zero) patch."
-    values: Tensor # (U, ...) distinct patches: uint8 (0-255) or float; (U, C, p, p), or (U, F) for features
-    index: Tensor  # (B, N) int64: which row of `values` each grid cell shows
-    wanted: Tensor|None = None # (B, N) float32: how much each cell shows of what is looked for, where that is known
 
-    def take(self, rows): # (..., *patch shape) float32 in [0, 1]
+    values: Tensor  # (U, ...) distinct patches: uint8 (0-255) or float; (U, C, p, p), or (U, F) for features
+    index: Tensor  # (B, N) int64: which row of `values` each grid cell shows
+    wanted: Tensor | None = None  # (B, N) float32: how much each cell shows of what is looked for, where that is known
+
+    def take(self, rows):  # (..., *patch shape) float32 in [0, 1]
         "Rows of `values` as the network's input."
         v = self.values[rows]
         return v.float() / 255 if v.dtype == torch.uint8 else v
 
-    def dense(self): # (B, N, ...) float32
+    def dense(self):  # (B, N, ...) float32
         "Every patch of every image, copied out."
         return self.take(self.index)
 
-    def pick(self, cells): # (B, M) grid cells -> (B, M, ...) float32
+    def pick(self, cells):  # (B, M) grid cells -> (B, M, ...) float32
         "The patches in `cells` of each image."
         return self.take(self.index.gather(1, cells))
 
@@ -58,58 +61,73 @@ class PatchBatch(NamedTuple):
 
 # %% ../../nbs/ips/patches.ipynb #56f38b60
 def compact(
-    patches, # (B, N, ...) tensor, or a `PatchBatch`, returned as it is
+    patches,  # (B, N, ...) tensor, or a `PatchBatch`, returned as it is
 ) -> PatchBatch:
     "Collapse the blank patches of a dense batch into one."
-    if isinstance(patches, PatchBatch): return patches
-    if patches.ndim < 3: raise ValueError(f"patches: (B, N, ...) expected, got {tuple(patches.shape)}")
+    if isinstance(patches, PatchBatch):
+        return patches
+    if patches.ndim < 3:
+        raise ValueError(f"patches: (B, N, ...) expected, got {tuple(patches.shape)}")
     B, N = patches.shape[:2]
-    flat = patches.flatten(0, 1)                               # (B*N, ...)
-    inked = flat.flatten(1).any(1).bool()                      # (B*N,)
+    flat = patches.flatten(0, 1)  # (B*N, ...)
+    inked = flat.flatten(1).any(1).bool()  # (B*N,)
     index = torch.where(inked, inked.cumsum(0), 0).view(B, N)
     return PatchBatch(torch.cat([torch.zeros_like(flat[:1]), flat[inked]]), index)
 
 # %% ../../nbs/ips/patches.ipynb #1c206bdd
-def _inked(image, p, s): # (rows, columns) bool
+def _inked(image, p, s):  # (rows, columns) bool
     "Which cells hold any ink."
-    if p != s: return windows(image != 0, p, s).any((2, 3))
+    if p != s:
+        return windows(image != 0, p, s).any((2, 3))
     (rows, cols), W = grid_shape(*image.shape, p), image.shape[1]
     return image.reshape(rows, p, W).max(1).reshape(rows, cols, p).any(2)
 
+
 def cut(
-    images,          # iterable of uint8 (H, W) canvases of one size
-    patch_size: int, # p, pixels
-    stride: int|None = None,
-) -> PatchBatch:     # values uint8 (U, 1, p, p)
+    images,  # iterable of uint8 (H, W) canvases of one size
+    patch_size: int,  # p, pixels
+    stride: int | None = None,
+) -> PatchBatch:  # values uint8 (U, 1, p, p)
     "Cut canvases into a `PatchBatch`."
     p, s = patch_size, patch_size if stride is None else stride
     values, index, n = [np.zeros((1, p, p), np.uint8)], [], 1
     for image in images:
         inked = _inked(image, p, s)
-        values.append(windows(image, p, s)[inked])             # (u, p, p)
+        values.append(windows(image, p, s)[inked])  # (u, p, p)
         index.append(np.where(inked, inked.cumsum().reshape(inked.shape) + n - 1, 0).ravel())
         n += len(values[-1])
-    return PatchBatch(torch.from_numpy(np.concatenate(values)[:, None]), torch.from_numpy(np.stack(index).astype(np.int64)))
+    return PatchBatch(
+        torch.from_numpy(np.concatenate(values)[:, None]), torch.from_numpy(np.stack(index).astype(np.int64))
+    )
 
 # %% ../../nbs/ips/patches.ipynb #014b0b38
 def _pixels(corners, boxes, rank, p, s, rows, cols):
     "Where every pixel of every box falls: (cell of the batch, pixel of the patch, rank and value), three flat tensors for each patch that can share a pixel."
     (B, K), (h, w), dev = corners.shape[:2], boxes.shape[-2:], corners.device
-    y, x = corners[..., :1] + torch.arange(h, device=dev), corners[..., 1:] + torch.arange(w, device=dev)      # (B, K, h), (B, K, w)
-    value = boxes.int() + ((rank + torch.arange(K, device=dev)).int() << 8)[:, None, None]                      # (B, K, h, w)
+    y, x = (
+        corners[..., :1] + torch.arange(h, device=dev),
+        corners[..., 1:] + torch.arange(w, device=dev),
+    )  # (B, K, h), (B, K, w)
+    value = boxes.int() + ((rank + torch.arange(K, device=dev)).int() << 8)[:, None, None]  # (B, K, h, w)
     image = torch.arange(B, device=dev)[:, None, None] * rows * cols
     for a, b in product(range(-(-p // s)), repeat=2):
-        i, j = y // s - a, x // s - b                                                                           # grid row, grid column
-        inside = ((i >= 0) & (i < rows) & (y - i * s < p))[..., None] & ((j >= 0) & (j < cols) & (x - j * s < p))[..., None, :]
-        cell, pixel = (image + i * cols)[..., None] + j[..., None, :], ((y - i * s) * p)[..., None] + (x - j * s)[..., None, :]
+        i, j = y // s - a, x // s - b  # grid row, grid column
+        inside = ((i >= 0) & (i < rows) & (y - i * s < p))[..., None] & ((j >= 0) & (j < cols) & (x - j * s < p))[
+            ..., None, :
+        ]
+        cell, pixel = (
+            (image + i * cols)[..., None] + j[..., None, :],
+            ((y - i * s) * p)[..., None] + (x - j * s)[..., None, :],
+        )
         yield (t[inside] if p != s else t.flatten() for t in (cell, pixel, value))
 
+
 def paint(
-    layers: list,       # [(corners (B, K, 2) int64 rows and columns, boxes (B, K, h, w) uint8), ...]; later ones cover earlier ones
-    shape: tuple,       # (H, W) of the canvas that is never made
+    layers: list,  # [(corners (B, K, 2) int64 rows and columns, boxes (B, K, h, w) uint8), ...]; later ones cover earlier ones
+    shape: tuple,  # (H, W) of the canvas that is never made
     patch_size: int,
-    stride: int|None = None,
-) -> PatchBatch:        # equal to `cut` of the painted canvases, on the device of `layers`
+    stride: int | None = None,
+) -> PatchBatch:  # equal to `cut` of the painted canvases, on the device of `layers`
     "Paint boxes straight into patches. All boxes must lie on the canvas."
     p, s, dev = patch_size, patch_size if stride is None else stride, layers[0][0].device
     (rows, cols), B, rank, parts = grid_shape(*shape, p, s), len(layers[0][0]), 0, []
@@ -119,7 +137,7 @@ def paint(
     cell, pixel, value = (torch.cat(t) for t in zip(*parts))
     touched = torch.zeros(B * rows * cols, dtype=torch.bool, device=dev)
     touched[cell] = True
-    row = touched.cumsum(0)                                                                                     # row 0 stays blank
+    row = touched.cumsum(0)  # row 0 stays blank
     painted = torch.zeros((int(row[-1]) + 1) * p * p, dtype=torch.int32, device=dev)
     painted.scatter_reduce_(0, row[cell] * (p * p) + pixel, value, "amax")
     values = (painted & 255).to(torch.uint8).view(-1, 1, p, p)
@@ -128,19 +146,21 @@ def paint(
     return PatchBatch(values[keep], index.view(B, -1))
 
 # %% ../../nbs/ips/patches.ipynb #03c31478
-def split_images(batch: PatchBatch) -> list[PatchBatch]: # values (u, ...) without the blank patch, index (N,) int32
+def split_images(batch: PatchBatch) -> list[PatchBatch]:  # values (u, ...) without the blank patch, index (N,) int32
     "Each image of a batch by itself, to be kept: `join_images` puts any of them together again."
-    last = [0, *batch.index.amax(1).cummax(0).values.tolist()]       # the rows of an image follow those of the one before
+    last = [0, *batch.index.amax(1).cummax(0).values.tolist()]  # the rows of an image follow those of the one before
     rows = [(low, high) for low, high in zip(last, last[1:])]
-    values = [batch.values[low + 1:high + 1].clone() for low, high in rows]
+    values = [batch.values[low + 1 : high + 1].clone() for low, high in rows]
     return [PatchBatch(v, (index - low).clamp_min(0).int()) for v, index, (low, _) in zip(values, batch.index, rows)]
 
-def join_images(images: list) -> PatchBatch: # from `split_images`
+
+def join_images(images: list) -> PatchBatch:  # from `split_images`
     "Kept images as one batch, the same as if they had been cut together."
-    values, local = [i.values for i in images], torch.stack([i.index for i in images]).long()          # (B, N)
+    values, local = [i.values for i in images], torch.stack([i.index for i in images]).long()  # (B, N)
     starts = torch.tensor([0, *map(len, values[:-1])]).cumsum(0)
     index = torch.where(local > 0, local + upload(starts, local.device)[:, None], 0)
     return PatchBatch(torch.cat([values[0].new_zeros(1, *values[0].shape[1:]), *values]), index)
+
 
 def join(batches: list) -> PatchBatch:
     "Several `PatchBatch`es as one."
@@ -150,17 +170,19 @@ def join(batches: list) -> PatchBatch:
 
 # %% ../../nbs/ips/patches.ipynb #30a0980e
 def box_shares(
-    corners: np.ndarray,     # (K, 2) row, column of the boxes' upper left corners, pixels
-    side: int,               # of every box, pixels
+    corners: np.ndarray,  # (K, 2) row, column of the boxes' upper left corners, pixels
+    side: int,  # of every box, pixels
     shape: tuple[int, int],  # (H, W) of the image, pixels
-    patch_size: int,         # p, pixels
-    stride: int|None = None,
-) -> np.ndarray:             # (N,) float32, in the order of the patch grid
+    patch_size: int,  # p, pixels
+    stride: int | None = None,
+) -> np.ndarray:  # (N,) float32, in the order of the patch grid
     "The share of each box that a patch shows, added up over the boxes."
     step = patch_size if stride is None else stride
-    def overlaps(axis, cells):             # (K, cells) pixels that a box and a row (column) of patches have in common
+
+    def overlaps(axis, cells):  # (K, cells) pixels that a box and a row (column) of patches have in common
         first = np.arange(cells) * step
         start = corners[:, axis, None]
         return (np.minimum(first + patch_size, start + side) - np.maximum(first, start)).clip(0)
+
     rows, columns = (overlaps(axis, cells) for axis, cells in enumerate(grid_shape(*shape, patch_size, stride)))
     return (rows.T @ columns / side**2).astype(np.float32).reshape(-1)

@@ -14,19 +14,20 @@ from torch import Tensor
 
 from .encoders import sinusoid
 from .engine import Selection, default_chunk, evaluating, numerics, recurrence
-from ..ips_net import IPSNet, Output
 from .patches import compact, upload
+from ..ips_net import IPSNet, Output
 
 # %% ../../nbs/ips/streaming.ipynb #f62395cd
 def reblock(
-    blocks,     # yields (places (n,) int64, patches (n, ...)), n as it comes
-    first: int, # patches in the first block
+    blocks,  # yields (places (n,) int64, patches (n, ...)), n as it comes
+    first: int,  # patches in the first block
     then: int,  # and in every further one
-):              # yields the same in blocks of `first`, `then`, `then`, ...; the last may be shorter
+):  # yields the same in blocks of `first`, `then`, `then`, ...; the last may be shorter
     "Cut a stream into blocks of known sizes, holding no more than one of them and one of its own."
     want, have, held = first, 0, []
     for places, patches in blocks:
-        if len(places) != len(patches): raise ValueError(f"blocks: {len(places)} places for {len(patches)} patches")
+        if len(places) != len(patches):
+            raise ValueError(f"blocks: {len(places)} places for {len(patches)} patches")
         start = 0
         while start < len(places):
             take = slice(start, start + want - have)
@@ -35,14 +36,17 @@ def reblock(
             if have == want:
                 yield tuple(torch.cat(x) for x in zip(*held))
                 want, have, held = then, 0, []
-    if held: yield tuple(torch.cat(x) for x in zip(*held))
+    if held:
+        yield tuple(torch.cat(x) for x in zip(*held))
 
 # %% ../../nbs/ips/streaming.ipynb #b3cd575a
 class Streamed(NamedTuple):
     "What was kept of one image."
-    selection: Selection # (1, M): places and scores, best first
-    patches: Tensor      # (M, ...) as they were read, best first
-    n: int               # patches that came by
+
+    selection: Selection  # (1, M): places and scores, best first
+    patches: Tensor  # (M, ...) as they were read, best first
+    n: int  # patches that came by
+
 
 def _numbered(blocks):
     start = 0
@@ -51,15 +55,21 @@ def _numbered(blocks):
         start += len(patches)
         yield places, patches
 
-def _with_position(net, places, x, onto=None): # x (..., D), or its image under `onto` (., D): plus the code of its places, where there is one
-    if not net.use_position: return x
-    code = upload(sinusoid(places, net.encoder.D), net.device)       # where it is needed: no table of all places exists
+
+def _with_position(
+    net, places, x, onto=None
+):  # x (..., D), or its image under `onto` (., D): plus the code of its places, where there is one
+    if not net.use_position:
+        return x
+    code = upload(sinusoid(places, net.encoder.D), net.device)  # where it is needed: no table of all places exists
     return x + (code if onto is None else code @ onto.T)
 
-def _ahead(net, blocks): # M+I patches, then as many times I as are worth embedding together
+
+def _ahead(net, blocks):  # M+I patches, then as many times I as are worth embedding together
     numbered = _numbered(blocks)
     first = next(numbered, None)
-    if first is None: return
+    if first is None:
+        return
     steps = max(1, (net.chunk or default_chunk(first[1], net.device)) // net.I)
     yield from reblock(chain([first], numbered), net.M + net.I, steps * net.I)
 
@@ -68,39 +78,44 @@ def _ahead(net, blocks): # M+I patches, then as many times I as are worth embedd
 def select_stream(
     net: IPSNet,
     blocks,  # yields patches (n, ...) uint8 or float, or (places (n,) int64, patches (n, ...)), on any device
-    generator: torch.Generator = None, # for masking, in training
+    generator: torch.Generator = None,  # for masking, in training
 ) -> Streamed:
     "Iterative Patch Selection of one image that is read once; always with the fast engine. `ValueError` for an empty stream."
     newcomers, kept, seen, selection = [], None, 0, None
+
     def arrivals(A):
-        for places, patches in _ahead(net, blocks):                                        # embedded together, arriving I at a time
+        for places, patches in _ahead(net, blocks):  # embedded together, arriving I at a time
             batch = compact(upload(patches[None], net.device))
-            logits = _with_position(net, places, (net.embed(batch) @ A.T)[batch.index[0]], A) # (n, H*T)
+            logits = _with_position(net, places, (net.embed(batch) @ A.T)[batch.index[0]], A)  # (n, H*T)
             step, here = net.I if seen else net.M + net.I, upload(places, net.device)
             for part in (slice(i, i + step) for i in range(0, len(places), step)):
                 newcomers[:] = [patches[part]]
                 yield here[part][None], logits[part].T[None]
+
     with numerics("float32"):
         A = net.transf.crs_attn.score_matrix()
         for top, selection in recurrence(arrivals(A), net.M, net.mask if net.training else None, generator):
             here = newcomers[0] if kept is None else torch.cat([kept, newcomers[0]])
             kept, seen = here[top[0].to(here.device)], seen + len(newcomers[0])
-    if selection is None: raise ValueError("blocks: the stream has no patches")
-    if net.n_patches not in (None, seen): raise ValueError(f"blocks: {seen} patches, but this network was made for {net.n_patches}")
+    if selection is None:
+        raise ValueError("blocks: the stream has no patches")
+    if net.n_patches not in (None, seen):
+        raise ValueError(f"blocks: {seen} patches, but this network was made for {net.n_patches}")
     return Streamed(selection, kept, seen)
 
 # %% ../../nbs/ips/streaming.ipynb #b817cfda
-def look_at(net: IPSNet, kept: Streamed) -> Output: # B = 1
+def look_at(net: IPSNet, kept: Streamed) -> Output:  # B = 1
     "Pool and classify the survivors of a stream: in train mode with gradient, in eval mode without."
     batch = compact(kept.patches[None].to(net.device))
-    x = net.encode(batch.take(batch.index[0]))[None] if net.training else net.embed(batch)[batch.index]   # (1, M, D)
+    x = net.encode(batch.take(batch.index[0]))[None] if net.training else net.embed(batch)[batch.index]  # (1, M, D)
     return net.pool(_with_position(net, kept.selection.index, x), kept.selection)
+
 
 @torch.no_grad()
 def predict_stream(
     net: IPSNet,
-    blocks,                 # as for `select_stream`
-) -> tuple[dict, Streamed]: # task -> (1, classes) probabilities; what was kept
+    blocks,  # as for `select_stream`
+) -> tuple[dict, Streamed]:  # task -> (1, classes) probabilities; what was kept
     "Probabilities of one image that is read once, in eval mode whatever the current mode."
     with evaluating(net), numerics(net.precision):
         kept = select_stream(net, blocks)

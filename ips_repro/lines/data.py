@@ -23,25 +23,64 @@ from ..base.core import write_atomic
 from ..line_drawing import open_image, read_drawing
 
 # %% ../../nbs/lines/data.ipynb #276e7e0b
-def _polygon(n, inner=1.): # n corners, or a star of 2n if `inner` < 1
+def _polygon(n, inner=1.0):  # n corners, or a star of 2n if `inner` < 1
     r = [1, inner] * n if inner < 1 else [1] * n
     a = np.arange(len(r)) * 2 * math.pi / len(r)
     return np.stack([np.sin(a), -np.cos(a)], 1) * np.array(r)[:, None]
 
-def _round(radius): # a closed curve in polar form
+
+def _round(radius):  # a closed curve in polar form
     a = np.linspace(0, 2 * math.pi, 90, endpoint=False)
     return np.stack([np.sin(a), -np.cos(a)], 1) * radius(a)[:, None]
 
-_CROSS = np.array([(-.35, -1), (.35, -1), (.35, -.35), (1, -.35), (1, .35), (.35, .35), (.35, 1), (-.35, 1), (-.35, .35), (-1, .35), (-1, -.35), (-.35, -.35)])
-_ARROW = np.array([(0, -1), (.9, 0), (.35, 0), (.35, 1), (-.35, 1), (-.35, 0), (-.9, 0)])
-_HEART = (lambda a: np.stack([16 * np.sin(a)**3, -(13 * np.cos(a) - 5 * np.cos(2 * a) - 2 * np.cos(3 * a) - np.cos(4 * a))], 1) / 17)(np.linspace(0, 2 * math.pi, 90, endpoint=False))
-_MOON = (lambda a, b: np.concatenate([np.stack([np.sin(a), -np.cos(a)], 1), np.stack([0.25 + 0.8 * np.sin(b), -0.8 * np.cos(b)], 1)]))(np.linspace(math.pi * 0.15, math.pi * 1.85, 60) + math.pi / 2, np.linspace(math.pi * 1.75, math.pi * 0.25, 60) + math.pi / 2)
 
-SHAPES = {"arrow": _ARROW, "circle": _round(np.ones_like), "cross": _CROSS, "flower": _round(lambda a: 0.75 + 0.25 * np.cos(5 * a)), "heart": _HEART,
-          "moon": _MOON, "ellipse": _round(np.ones_like) * (1, 0.45), "square": _polygon(4), "star": _polygon(5, 0.42), "triangle": _polygon(3)}
+_CROSS = np.array(
+    [
+        (-0.35, -1),
+        (0.35, -1),
+        (0.35, -0.35),
+        (1, -0.35),
+        (1, 0.35),
+        (0.35, 0.35),
+        (0.35, 1),
+        (-0.35, 1),
+        (-0.35, 0.35),
+        (-1, 0.35),
+        (-1, -0.35),
+        (-0.35, -0.35),
+    ]
+)
+_ARROW = np.array([(0, -1), (0.9, 0), (0.35, 0), (0.35, 1), (-0.35, 1), (-0.35, 0), (-0.9, 0)])
+_HEART = (
+    lambda a: (
+        np.stack([16 * np.sin(a) ** 3, -(13 * np.cos(a) - 5 * np.cos(2 * a) - 2 * np.cos(3 * a) - np.cos(4 * a))], 1)
+        / 17
+    )
+)(np.linspace(0, 2 * math.pi, 90, endpoint=False))
+_MOON = (
+    lambda a, b: np.concatenate(
+        [np.stack([np.sin(a), -np.cos(a)], 1), np.stack([0.25 + 0.8 * np.sin(b), -0.8 * np.cos(b)], 1)]
+    )
+)(
+    np.linspace(math.pi * 0.15, math.pi * 1.85, 60) + math.pi / 2,
+    np.linspace(math.pi * 1.75, math.pi * 0.25, 60) + math.pi / 2,
+)
+
+SHAPES = {
+    "arrow": _ARROW,
+    "circle": _round(np.ones_like),
+    "cross": _CROSS,
+    "flower": _round(lambda a: 0.75 + 0.25 * np.cos(5 * a)),
+    "heart": _HEART,
+    "moon": _MOON,
+    "ellipse": _round(np.ones_like) * (1, 0.45),
+    "square": _polygon(4),
+    "star": _polygon(5, 0.42),
+    "triangle": _polygon(3),
+}
 
 # %% ../../nbs/lines/data.ipynb #9b50ed7d
-def _texture(rng, side): # (side, side, 3) float32: soft colours, grain and a few faint strokes
+def _texture(rng, side):  # (side, side, 3) float32: soft colours, grain and a few faint strokes
     soft = cv2.resize(rng.random((4, 4, 3), np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
     grain = cv2.GaussianBlur(rng.random((side, side, 1), np.float32), (0, 0), side / 100)[..., None]
     img = 0.1 + 0.3 * soft + 0.4 * (grain - grain.mean())
@@ -52,7 +91,8 @@ def _texture(rng, side): # (side, side, 3) float32: soft colours, grain and a fe
         img = 0.75 * img + 0.25 * layer
     return img
 
-def shape_picture(name: str, rng: np.random.Generator, side: int = 256) -> np.ndarray: # (side, side, 3) uint8, RGB
+
+def shape_picture(name: str, rng: np.random.Generator, side: int = 256) -> np.ndarray:  # (side, side, 3) uint8, RGB
     "A shape of one bright colour, at a random place, size and angle, on a darker cluttered texture."
     img = _texture(rng, side)
     size = side * rng.uniform(0.15, 0.3)
@@ -64,105 +104,165 @@ def shape_picture(name: str, rng: np.random.Generator, side: int = 256) -> np.nd
     return (img.clip(0, 1) * 255).round().astype(np.uint8)
 
 # %% ../../nbs/lines/data.ipynb #e00106a0
-def shapes_version() -> str: # 8 hex digits
+def shapes_version() -> str:  # 8 hex digits
     "A hash of a small picture of each: other code makes other pictures."
-    return hashlib.sha256(b"".join(shape_picture(n, np.random.default_rng(0), 32).tobytes() for n in SHAPES)).hexdigest()[:8]
+    return hashlib.sha256(
+        b"".join(shape_picture(n, np.random.default_rng(0), 32).tobytes() for n in SHAPES)
+    ).hexdigest()[:8]
+
 
 def make_shapes(
-    root: str|Path,          # gets train/ and val/
-    n_train: int, n_val: int,# pictures of each class
-    side: int = 256, seed: int = 0,
+    root: str | Path,  # gets train/ and val/
+    n_train: int,
+    n_val: int,  # pictures of each class
+    side: int = 256,
+    seed: int = 0,
 ) -> Path:
     "The shapes as class folders; what is there already stays. The same arguments give the same bytes."
     root = Path(root)
     for split, n in (("train", n_train), ("val", n_val)):
         for c, name in enumerate(SHAPES):
-            (root/split/name).mkdir(parents=True, exist_ok=True)
+            (root / split / name).mkdir(parents=True, exist_ok=True)
             for i in range(n):
-                path = root/split/name/f"{i:05d}.jpg"
-                if path.exists(): continue
+                path = root / split / name / f"{i:05d}.jpg"
+                if path.exists():
+                    continue
                 rng = np.random.default_rng([seed, int(split == "val"), c, i])
-                write_atomic(path, cv2.imencode(".jpg", shape_picture(name, rng, side)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
+                write_atomic(
+                    path,
+                    cv2.imencode(".jpg", shape_picture(name, rng, side)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[
+                        1
+                    ].tobytes(),
+                )
     return root
 
 # %% ../../nbs/lines/data.ipynb #ef98a676
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
+
 class Split(NamedTuple):
     "One split of a data set in class folders."
+
     images: list  # paths relative to the root, class by class
-    labels: np.ndarray # (n,) int64
-    classes: list # names, in the order of the labels
+    labels: np.ndarray  # (n,) int64
+    classes: list  # names, in the order of the labels
 
-def read_split(root: str|Path, split: str) -> Split:
+
+def read_split(root: str | Path, split: str) -> Split:
     "What lies in `root/split`: a folder for each class, images in them (also deeper). `ValueError` for a missing split, a class without images, or one class only."
-    folder = Path(root)/split
-    if not folder.is_dir(): raise ValueError(f"data: there is no folder {folder}")
+    folder = Path(root) / split
+    if not folder.is_dir():
+        raise ValueError(f"data: there is no folder {folder}")
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(classes) < 2: raise ValueError(f"data: {folder} holds {'one class only, ' + classes[0] if classes else 'no class folders'}; there is nothing to tell apart")
-    found = {c: sorted(p.relative_to(root) for p in (folder/c).rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith(".")) for c in classes}
+    if len(classes) < 2:
+        raise ValueError(
+            f"data: {folder} holds {'one class only, ' + classes[0] if classes else 'no class folders'}; there is nothing to tell apart"
+        )
+    found = {
+        c: sorted(
+            p.relative_to(root)
+            for p in (folder / c).rglob("*")
+            if p.suffix.lower() in ENDINGS and not p.name.startswith(".")
+        )
+        for c in classes
+    }
     for c, images in found.items():
-        if not images: raise ValueError(f"data: {folder/c} holds no images ({', '.join(sorted(ENDINGS))})")
-    return Split([str(p) for images in found.values() for p in images], np.repeat(np.arange(len(classes)), [len(v) for v in found.values()]), classes)
+        if not images:
+            raise ValueError(f"data: {folder / c} holds no images ({', '.join(sorted(ENDINGS))})")
+    return Split(
+        [str(p) for images in found.values() for p in images],
+        np.repeat(np.arange(len(classes)), [len(v) for v in found.values()]),
+        classes,
+    )
 
-def read_folders(root: str|Path) -> tuple[Split, Split]: # train, val
+
+def read_folders(root: str | Path) -> tuple[Split, Split]:  # train, val
     "Both splits. `ValueError` if they do not have the same classes."
     train, val = read_split(root, "train"), read_split(root, "val")
     if train.classes != val.classes:
         alone = sorted(set(train.classes) ^ set(val.classes))
-        raise ValueError(f"data: the classes of train and val under {root} differ: {', '.join(alone[:5])}{' …' if len(alone) > 5 else ''} in one of them only")
+        raise ValueError(
+            f"data: the classes of train and val under {root} differ: {', '.join(alone[:5])}{' …' if len(alone) > 5 else ''} in one of them only"
+        )
     return train, val
 
-def few(split: Split, n: int|None) -> Split:
+
+def few(split: Split, n: int | None) -> Split:
     "The first n images of each class; all for None."
-    if n is None: return split
+    if n is None:
+        return split
     keep = np.concatenate([np.flatnonzero(split.labels == c)[:n] for c in range(len(split.classes))])
     return Split([split.images[i] for i in keep], split.labels[keep], split.classes)
 
 # %% ../../nbs/lines/data.ipynb #be52578f
-def imagenette(folder: str|Path) -> Path: # its root, with train/ and val/
+def imagenette(folder: str | Path) -> Path:  # its root, with train/ and val/
     "Imagenette (ten classes of ImageNet, 320 px), downloaded by torchvision and checked against its checksum there; whole or not at all. `ValueError` if it cannot be had."
-    root = Path(folder)/"imagenette2-320"
-    if root.is_dir(): return root
+    root = Path(folder) / "imagenette2-320"
+    if root.is_dir():
+        return root
     from torchvision.datasets import Imagenette
+
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=".imagenette") as tmp:
-        try: Imagenette(tmp, "train", "320px", download=True)
-        except (OSError, RuntimeError) as e: raise ValueError(f"data: Imagenette cannot be downloaded ({e}); any folder with train/ and val/ will do, or 'shapes'") from None
-        try: (Path(tmp)/root.name).rename(root)
-        except OSError:                                              # somebody else was faster
-            if not root.is_dir(): raise
+        try:
+            Imagenette(tmp, "train", "320px", download=True)
+        except (OSError, RuntimeError) as e:
+            raise ValueError(
+                f"data: Imagenette cannot be downloaded ({e}); any folder with train/ and val/ will do, or 'shapes'"
+            ) from None
+        try:
+            (Path(tmp) / root.name).rename(root)
+        except OSError:  # somebody else was faster
+            if not root.is_dir():
+                raise
     return root
 
 # %% ../../nbs/lines/data.ipynb #f98366fd
-def fit_picture(path: str|Path, size: int) -> Image.Image:
+def fit_picture(path: str | Path, size: int) -> Image.Image:
     "The picture as networks see it: the shorter side scaled to `size`, the middle cut out."
     return ImageOps.fit(open_image(path), (size, size), Image.Resampling.BICUBIC)
 
-KEEP_GIB = 2. # decoded pictures and their drawings are kept in memory up to this much, else decoded each time
+
+KEEP_GIB = 2.0  # decoded pictures and their drawings are kept in memory up to this much, else decoded each time
+
 
 class LinePictures:
     "Pictures and their drawings, as a dataset of [train/trainer](../train/trainer.ipynb). A batch is (colour (B, 3, H, W) uint8, lines (B, 1, h, w) float32)."
-    def __init__(self,
-        root: str|Path, split: Split,
-        drawings: list,      # paths of the drawings, as from `line_drawing.preprocess`
-        size: int = 256,     # side of the pictures, pixels: the shorter side is scaled to it, the middle is cut out
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: Split,
+        drawings: list,  # paths of the drawings, as from `line_drawing.preprocess`
+        size: int = 256,  # side of the pictures, pixels: the shorter side is scaled to it, the middle is cut out
         device="cpu",
     ):
-        self.paths, self.drawings, self.size, self.device = [Path(root)/i for i in split.images], drawings, size, device
+        self.paths, self.drawings, self.size, self.device = (
+            [Path(root) / i for i in split.images],
+            drawings,
+            size,
+            device,
+        )
         self.images, self.labels, self.classes = split.images, {"class": split.labels}, split.classes
-        lines = 4 * read_drawing(drawings[0]).size                   # bytes
+        lines = 4 * read_drawing(drawings[0]).size  # bytes
         self.kept = {} if len(self.paths) * (3 * size**2 + lines) < KEEP_GIB * 2**30 else None
 
-    def __len__(self): return len(self.paths)
+    def __len__(self):
+        return len(self.paths)
 
     def _one(self, i):
-        if self.kept is not None and i in self.kept: return self.kept[i]
+        if self.kept is not None and i in self.kept:
+            return self.kept[i]
         one = np.asarray(fit_picture(self.paths[i], self.size)).transpose(2, 0, 1), read_drawing(self.drawings[i])
-        if self.kept is not None: self.kept[i] = one
+        if self.kept is not None:
+            self.kept[i] = one
         return one
 
     def batch(self, indices):
         "Colour and lines of some pictures, on the device. `ValueError` names a file that cannot be read."
-        with ThreadPoolExecutor(4) as pool: ones = list(pool.map(self._one, indices))
-        return tuple(torch.from_numpy(np.stack(part)).to(self.device) for part in ([c for c, _ in ones], [l[None] for _, l in ones]))
+        with ThreadPoolExecutor(4) as pool:
+            ones = list(pool.map(self._one, indices))
+        return tuple(
+            torch.from_numpy(np.stack(part)).to(self.device)
+            for part in ([c for c, _ in ones], [l[None] for _, l in ones])
+        )

@@ -19,47 +19,82 @@ import seaborn as sns
 from matplotlib.patches import Rectangle
 
 from ..base.core import read_csv, read_json, scale_dir
-from .data import fit_picture
 from ..line_drawing import Drawer, open_image
-from .training import data_root
+from .data import fit_picture
 from .settings import EXPERIMENTS, LINE_GUIDED, STRATEGIES, UNUSED
-from ..runs.pictures import titled
-from ..runs.tables import plain_runs
+from .training import data_root
 from ..runs.folder import read_manifest, state
+from ..runs.pictures import titled
 from ..runs.run import Run, reduction_text
+from ..runs.tables import plain_runs
 
 # %% ../../nbs/lines/results.ipynb #823a52af
-def row(run: Run, folder: str|Path) -> dict: # of a finished run
+def row(run: Run, folder: str | Path) -> dict:  # of a finished run
     "Its parameters, top1, top5, n, ink_kept, epochs, reduced, drawn_by, variant, folder."
-    manifest, summary = read_manifest(folder), read_json(Path(folder)/"summary.json")
+    manifest, summary = read_manifest(folder), read_json(Path(folder) / "summary.json")
     line = summary["line"]
     scores = {f"top{k}": line[f"top{k}"]["accuracy"] for k in (1, 5)}
-    return run | scores | {"n": line["top1"]["n"], "ink_kept": line["ink_kept"], "epochs": summary["final"]["epoch"], "reduced": run.reduced, "drawn_by": manifest["drawn_by"], "variant": run.changed, "folder": str(folder)}
+    return (
+        run
+        | scores
+        | {
+            "n": line["top1"]["n"],
+            "ink_kept": line["ink_kept"],
+            "epochs": summary["final"]["epoch"],
+            "reduced": run.reduced,
+            "drawn_by": manifest["drawn_by"],
+            "variant": run.changed,
+            "folder": str(folder),
+        }
+    )
 
-def read_line_runs(scales: tuple = ("paper", "quick"), data: str = "shapes", drawings: str = "canny") -> pd.DataFrame: # a row a run: parameters, top1, top5, n, ink_kept, ...
+
+def read_line_runs(
+    scales: tuple = ("paper", "quick"), data: str = "shapes", drawings: str = "canny"
+) -> pd.DataFrame:  # a row a run: parameters, top1, top5, n, ink_kept, ...
     "Every finished plain run on this data, with these drawings where its strategy looks at them, of the first of these scales that has any."
-    return plain_runs(EXPERIMENTS[LINE_GUIDED], scales, row, lambda table: (table.data == data) & ((table.drawings == drawings) | table.strategy.isin(UNUSED)))
+    return plain_runs(
+        EXPERIMENTS[LINE_GUIDED],
+        scales,
+        row,
+        lambda table: (table.data == data) & ((table.drawings == drawings) | table.strategy.isin(UNUSED)),
+    )
 
-def published_line_runs() -> pd.DataFrame: # strategy, keep, top1, top5, source
+
+def published_line_runs() -> pd.DataFrame:  # strategy, keep, top1, top5, source
     "What the source's README reports: a seed each, on the validation pictures of ImageNet-10."
-    return pd.read_csv(files("ips_repro")/"data"/"published_line_runs.csv")
+    return pd.read_csv(files("ips_repro") / "data" / "published_line_runs.csv")
 
-def published() -> pd.DataFrame: # with the column `experiment`
+
+def published() -> pd.DataFrame:  # with the column `experiment`
     "The same, each with a seed."
     return published_line_runs().assign(experiment=LINE_GUIDED, seed=0)
 
-def read_costs(scale: str) -> dict|None:
-    "What was measured last of the ViT of a scale (see [lines/cost](../lines/cost.ipynb)), with its `device`; None if nothing was."
-    done = [f for f in (scale_dir("results", scale)/LINE_GUIDED/"cost").glob("*/") if state(f) == "ok"]
-    folder = max(done, key=lambda f: (str(read_manifest(f).get("ended")), f.name), default=None)
-    return folder and read_json(folder/"summary.json") | {"device": read_manifest(folder)["device"]}
 
-def strategy_table(runs: pd.DataFrame) -> pd.DataFrame: # a row a strategy and share: mean, sd, n of top1 and top5
+def read_costs(scale: str) -> dict | None:
+    "What was measured last of the ViT of a scale (see [lines/cost](../lines/cost.ipynb)), with its `device`; None if nothing was."
+    done = [f for f in (scale_dir("results", scale) / LINE_GUIDED / "cost").glob("*/") if state(f) == "ok"]
+    folder = max(done, key=lambda f: (str(read_manifest(f).get("ended")), f.name), default=None)
+    return folder and read_json(folder / "summary.json") | {"device": read_manifest(folder)["device"]}
+
+
+def strategy_table(runs: pd.DataFrame) -> pd.DataFrame:  # a row a strategy and share: mean, sd, n of top1 and top5
     "Scores over the seeds; no deviation for a single one."
     by = runs.groupby(["strategy", "keep", "k"])
-    table = by[["top1", "top5"]].mean().join(by[["top1", "top5"]].std().add_suffix("_sd")).join(by.ink_kept.mean()).join(by.size().rename("n_seeds"))
+    table = (
+        by[["top1", "top5"]]
+        .mean()
+        .join(by[["top1", "top5"]].std().add_suffix("_sd"))
+        .join(by.ink_kept.mean())
+        .join(by.size().rename("n_seeds"))
+    )
     order = {s: i for i, s in enumerate(("none", *STRATEGIES))}
-    return table.reset_index().sort_values(["keep", "strategy"], key=lambda c: c.map(order) if c.name == "strategy" else -c).reset_index(drop=True)
+    return (
+        table.reset_index()
+        .sort_values(["keep", "strategy"], key=lambda c: c.map(order) if c.name == "strategy" else -c)
+        .reset_index(drop=True)
+    )
+
 
 def note(runs: pd.DataFrame) -> str:
     "Scale, seeds, and what differs from the published setting, in a line."
@@ -69,97 +104,197 @@ def note(runs: pd.DataFrame) -> str:
 
 # %% ../../nbs/lines/results.ipynb #92a3c235
 COLOURS = {"none": "0.25", "topk": "C0", "sample": "C9", "random": "C1", "centre": "C2"}
-NAMES = {"none": "all patches", "topk": "lines, best k", "sample": "lines, drawn by lot", "random": "random", "centre": "centre"}
+NAMES = {
+    "none": "all patches",
+    "topk": "lines, best k",
+    "sample": "lines, drawn by lot",
+    "random": "random",
+    "centre": "centre",
+}
 
-def _with_costs(runs, costs): # a row a run, with mmacs (millions), ms, images_per_s of its share
+
+def _with_costs(runs, costs):  # a row a run, with mmacs (millions), ms, images_per_s of its share
     gmacs = {r["keep"]: r["complete"] for r in costs["gmacs"] if r["model"] == "this scale's ViT"}
-    ms, speed = ({r["keep"]: r[c] for r in costs[what]} for what, c in (("latency", "ms"), ("throughput", "images_per_s")))
+    ms, speed = (
+        {r["keep"]: r[c] for r in costs[what]} for what, c in (("latency", "ms"), ("throughput", "images_per_s"))
+    )
     return runs.assign(mmacs=1000 * runs.keep.map(gmacs), ms=runs.keep.map(ms), images_per_s=runs.keep.map(speed))
 
+
 def _against(ax, runs, x, xlabel, legend):
-    if runs[x].isna().any(): raise ValueError(f"costs: nothing was measured for keep {', '.join(f'{k:g}' for k in sorted(set(runs.keep[runs[x].isna()])))}; run 35_line_tradeoff")
+    if runs[x].isna().any():
+        raise ValueError(
+            f"costs: nothing was measured for keep {', '.join(f'{k:g}' for k in sorted(set(runs.keep[runs[x].isna()])))}; run 35_line_tradeoff"
+        )
     for strategy in (s for s in COLOURS if s in set(runs.strategy)):
         rows = runs[runs.strategy == strategy]
         means = rows.groupby(x).top1.agg(["mean", "std", "size"]).reset_index()
-        ax.errorbar(means[x], means["mean"], means["std"].where(means["size"] > 1), color=COLOURS[strategy], marker="*" if strategy == "none" else "o", markersize=13 if strategy == "none" else 6,
-                    linestyle="-", capsize=3, label=NAMES[strategy])
+        ax.errorbar(
+            means[x],
+            means["mean"],
+            means["std"].where(means["size"] > 1),
+            color=COLOURS[strategy],
+            marker="*" if strategy == "none" else "o",
+            markersize=13 if strategy == "none" else 6,
+            linestyle="-",
+            capsize=3,
+            label=NAMES[strategy],
+        )
     ax.axhline(1 / len(read_manifest(runs.folder.iloc[0])["classes"]), color="0.6", linestyle=":", label="chance")
     ax.set(xlabel=xlabel, ylabel="top-1 accuracy", ylim=(0, 1.02))
     ax.set_xlim(0, runs[x].max() * 1.06)
-    if legend: ax.legend(fontsize=8, loc="lower right")
+    if legend:
+        ax.legend(fontsize=8, loc="lower right")
 
 # %% ../../nbs/lines/results.ipynb #2bc9e748
 BARS = "Bars: ± one standard deviation over seeds. Cost is that of the ViT; making the drawing is not in it."
 
-def accuracy_vs_gmacs(runs: pd.DataFrame, costs: dict): # matplotlib figure
+
+def accuracy_vs_gmacs(runs: pd.DataFrame, costs: dict):  # matplotlib figure
     "Top-1 accuracy against multiply-accumulates, a line a strategy."
-    with sns.axes_style("whitegrid"): fig, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    with sns.axes_style("whitegrid"):
+        fig, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
     _against(ax, _with_costs(runs, costs), "mmacs", "million multiply-accumulates an image (complete count)", True)
     return titled(fig, "What accuracy costs, and who chooses the patches", f"{BARS} {note(runs)}")
 
-def combined_tradeoff(runs: pd.DataFrame, costs: dict): # matplotlib figure
+
+def combined_tradeoff(runs: pd.DataFrame, costs: dict):  # matplotlib figure
     "Top-1 accuracy against multiply-accumulates, latency and throughput."
-    with sns.axes_style("whitegrid"): fig, axes = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained", sharey=True)
+    with sns.axes_style("whitegrid"):
+        fig, axes = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained", sharey=True)
     rows = _with_costs(runs, costs)
-    for i, (ax, x, label) in enumerate(zip(axes, ("mmacs", "ms", "images_per_s"), ("million multiply-accumulates an image", "latency of one image, ms", f"images a second, {costs['throughput'][0]['batch']} at once"))):
+    for i, (ax, x, label) in enumerate(
+        zip(
+            axes,
+            ("mmacs", "ms", "images_per_s"),
+            (
+                "million multiply-accumulates an image",
+                "latency of one image, ms",
+                f"images a second, {costs['throughput'][0]['batch']} at once",
+            ),
+        )
+    ):
         _against(ax, rows, x, label, i == 0)
-        if i: ax.set_ylabel("")
-    return titled(fig, "Accuracy against three kinds of cost", f"Times measured on {costs['device']}. {BARS} {note(runs)}")
+        if i:
+            ax.set_ylabel("")
+    return titled(
+        fig, "Accuracy against three kinds of cost", f"Times measured on {costs['device']}. {BARS} {note(runs)}"
+    )
 
 # %% ../../nbs/lines/results.ipynb #f1728b8c
-def gmacs_scaling(costs: dict): # matplotlib figure
+def gmacs_scaling(costs: dict):  # matplotlib figure
     "Multiply-accumulates by share of patches, both ways of counting."
     table = pd.DataFrame(costs["gmacs"])
     models = [m for m in ("ViT-Tiny, 256 px", "ViT-Large, 224 px") if m in set(table.model)]
-    with sns.axes_style("whitegrid"): fig, axes = plt.subplots(1, len(models), figsize=(10, 4), layout="constrained")
+    with sns.axes_style("whitegrid"):
+        fig, axes = plt.subplots(1, len(models), figsize=(10, 4), layout="constrained")
     for ax, name in zip(axes, models):
         rows = table[table.model == name].sort_values("keep")
         ax.plot(rows.keep, rows.complete, "o-", color="C0", label="complete")
         ax.plot(rows.keep, rows.published, "s--", color="0.5", label="published way of counting")
-        for side, style in (("64", ":"), ("256", "-.")): ax.axhline(costs["drawing_gmacs"][side], color="C3", linestyle=style, linewidth=1, label=f"making the drawing at {side} px")
+        for side, style in (("64", ":"), ("256", "-.")):
+            ax.axhline(
+                costs["drawing_gmacs"][side],
+                color="C3",
+                linestyle=style,
+                linewidth=1,
+                label=f"making the drawing at {side} px",
+            )
         ax.plot(rows.keep, rows.keep * rows.complete.max(), color="0.8", zorder=0, label="proportional")
-        ax.set(title=name, xlabel="share of the patches kept", ylabel="10⁹ multiply-accumulates an image", ylim=(0, rows.complete.max() * 1.08))
+        ax.set(
+            title=name,
+            xlabel="share of the patches kept",
+            ylabel="10⁹ multiply-accumulates an image",
+            ylim=(0, rows.complete.max() * 1.08),
+        )
     axes[-1].legend(fontsize=8)
-    return titled(fig, "Cost by share of patches", "Counted on the meta device. The published way leaves out the two products inside attention. A drawing that costs more than the panel is high is not in it.")
+    return titled(
+        fig,
+        "Cost by share of patches",
+        "Counted on the meta device. The published way leaves out the two products inside attention. A drawing that costs more than the panel is high is not in it.",
+    )
 
 # %% ../../nbs/lines/results.ipynb #0a78b1a2
-def learning_curves(runs: list[Run]): # matplotlib figure
+def learning_curves(runs: list[Run]):  # matplotlib figure
     "Validation top-1 by epoch of these finished runs, a panel a share of the patches, a colour a strategy, a line a seed."
     keeps = sorted({r["keep"] for r in runs})
     columns = min(5, len(keeps))
-    with sns.axes_style("whitegrid"): fig, axes = plt.subplots(-(-len(keeps) // columns), columns, figsize=(3 * columns + 1, 3 * -(-len(keeps) // columns)), layout="constrained", squeeze=False, sharey=True)
+    with sns.axes_style("whitegrid"):
+        fig, axes = plt.subplots(
+            -(-len(keeps) // columns),
+            columns,
+            figsize=(3 * columns + 1, 3 * -(-len(keeps) // columns)),
+            layout="constrained",
+            squeeze=False,
+            sharey=True,
+        )
     for ax, keep in zip(axes.flat, keeps):
         for r in (r for r in runs if r["keep"] == keep):
-            rows = read_csv(r.folder/"metrics.csv")
-            ax.plot([int(q["epoch"]) for q in rows], [float(q["test_class"] or "nan") for q in rows], color=COLOURS[r["strategy"]], linewidth=1)
+            rows = read_csv(r.folder / "metrics.csv")
+            ax.plot(
+                [int(q["epoch"]) for q in rows],
+                [float(q["test_class"] or "nan") for q in rows],
+                color=COLOURS[r["strategy"]],
+                linewidth=1,
+            )
         ax.set(title=f"{keep:g} of the patches", xlabel="epoch", ylim=(0, 1))
     axes[0, 0].set_ylabel("validation top-1")
-    fig.legend([plt.Line2D([], [], color=COLOURS[s]) for s in COLOURS if s in {r["strategy"] for r in runs}], [NAMES[s] for s in COLOURS if s in {r["strategy"] for r in runs}], loc="outside right center", fontsize=8)
+    fig.legend(
+        [plt.Line2D([], [], color=COLOURS[s]) for s in COLOURS if s in {r["strategy"] for r in runs}],
+        [NAMES[s] for s in COLOURS if s in {r["strategy"] for r in runs}],
+        loc="outside right center",
+        fontsize=8,
+    )
     return fig
 
 # %% ../../nbs/lines/results.ipynb #6f478ca2
-def read_predictions(folder: str|Path) -> tuple[pd.DataFrame, list[str]]: # a row a validation picture; the classes
+def read_predictions(folder: str | Path) -> tuple[pd.DataFrame, list[str]]:  # a row a validation picture; the classes
     "What a finished run said of every validation picture."
-    return pd.DataFrame(read_csv(Path(folder)/"predictions.csv")), read_manifest(folder)["classes"]
+    return pd.DataFrame(read_csv(Path(folder) / "predictions.csv")), read_manifest(folder)["classes"]
 
-def confusion(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame: # counts; rows are true, columns predicted
+
+def confusion(
+    predictions: pd.DataFrame, classes: list[str]
+) -> pd.DataFrame:  # counts; rows are true, columns predicted
     "The confusion matrix of the first guesses."
     from sklearn.metrics import confusion_matrix
+
     return pd.DataFrame(confusion_matrix(predictions["class"], predictions.guess_1, labels=classes), classes, classes)
 
-def class_table(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame: # precision, recall, f1, n of every class
+
+def class_table(
+    predictions: pd.DataFrame, classes: list[str]
+) -> pd.DataFrame:  # precision, recall, f1, n of every class
     "Scores of each class, by scikit-learn."
     from sklearn.metrics import precision_recall_fscore_support
+
     scores = precision_recall_fscore_support(predictions["class"], predictions.guess_1, labels=classes, zero_division=0)
     return pd.DataFrame(dict(zip(("precision", "recall", "f1", "n"), scores)), classes)
 
-def draw_confusion(folder: str|Path, title: str): # matplotlib figure
+
+def draw_confusion(folder: str | Path, title: str):  # matplotlib figure
     "Counts, and shares of each true class, side by side."
     counts = confusion(*read_predictions(folder))
     fig, axes = plt.subplots(1, 2, figsize=(13, 5.6), layout="constrained")
-    for ax, values, fmt, name in zip(axes, (counts, counts.div(counts.sum(1).clip(lower=1), axis=0)), ("d", ".2f"), ("pictures", "share of the true class")):
-        few = len(counts) <= 20                                        # numbers only where they can be read
-        sns.heatmap(values, ax=ax, annot=few, fmt=fmt, cmap="Blues", square=True, cbar=not few, annot_kws={"fontsize": 8}, xticklabels=few, yticklabels=few)
+    for ax, values, fmt, name in zip(
+        axes,
+        (counts, counts.div(counts.sum(1).clip(lower=1), axis=0)),
+        ("d", ".2f"),
+        ("pictures", "share of the true class"),
+    ):
+        few = len(counts) <= 20  # numbers only where they can be read
+        sns.heatmap(
+            values,
+            ax=ax,
+            annot=few,
+            fmt=fmt,
+            cmap="Blues",
+            square=True,
+            cbar=not few,
+            annot_kws={"fontsize": 8},
+            xticklabels=few,
+            yticklabels=few,
+        )
         ax.set(title=name, xlabel="predicted", ylabel="true")
         ax.tick_params(axis="y", labelrotation=0, labelsize=9)
         ax.tick_params(axis="x", labelrotation=45, labelsize=9)
@@ -167,64 +302,115 @@ def draw_confusion(folder: str|Path, title: str): # matplotlib figure
     return fig
 
 # %% ../../nbs/lines/results.ipynb #7c5a8cde
-def draw_places(runs: pd.DataFrame): # matplotlib figure
+def draw_places(runs: pd.DataFrame):  # matplotlib figure
     "How often each patch was kept over the validation pictures, a panel a strategy and share; one seed."
     chosen = runs[runs.strategy != "none"].sort_values("seed").drop_duplicates(["strategy", "keep"])
     keeps, strategies = sorted(set(chosen.keep)), [s for s in STRATEGIES if s in set(chosen.strategy)]
-    fig, axes = plt.subplots(len(keeps), len(strategies), figsize=(2.6 * len(strategies) + 0.6, 2.5 * len(keeps) + 0.3), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(
+        len(keeps),
+        len(strategies),
+        figsize=(2.6 * len(strategies) + 0.6, 2.5 * len(keeps) + 0.3),
+        layout="constrained",
+        squeeze=False,
+    )
     for row, keep in zip(axes, keeps):
         for ax, strategy in zip(row, strategies):
             ax.set_axis_off()
             ax.set_title(f"{NAMES[strategy]}, {keep:g}", fontsize=9)
             for r in chosen[(chosen.strategy == strategy) & (chosen.keep == keep)].itertuples():
-                shown = ax.imshow(read_json(Path(r.folder)/"summary.json")["line"]["kept_at"], vmin=0, vmax=1, cmap="viridis")
-                ax.text(0.5, -0.04, f"holds {r.ink_kept:.0%} of the ink", transform=ax.transAxes, ha="center", va="top", fontsize=8)
+                shown = ax.imshow(
+                    read_json(Path(r.folder) / "summary.json")["line"]["kept_at"], vmin=0, vmax=1, cmap="viridis"
+                )
+                ax.text(
+                    0.5,
+                    -0.04,
+                    f"holds {r.ink_kept:.0%} of the ink",
+                    transform=ax.transAxes,
+                    ha="center",
+                    va="top",
+                    fontsize=8,
+                )
     fig.colorbar(shown, ax=axes, label="share of the pictures", shrink=0.8)
     return titled(fig, "Where patches are kept", note(runs))
 
-def draw_kept(ax, folder: str|Path, picture: np.ndarray, image: str): # axes; a finished run; (H, W, 3) uint8; its name in the run's records
+
+def draw_kept(
+    ax, folder: str | Path, picture: np.ndarray, image: str
+):  # axes; a finished run; (H, W, 3) uint8; its name in the run's records
     "A picture with the patches that a run kept of it in full colour, the rest faded. `ValueError` if the run did not record it."
-    rows = [{k: int(r[k]) for k in "xywh"} for r in read_csv(Path(folder)/"selected_patches.csv") if r["image"] == image]
-    if not rows: raise ValueError(f"image: {folder} recorded no patches of {image}")
+    rows = [
+        {k: int(r[k]) for k in "xywh"} for r in read_csv(Path(folder) / "selected_patches.csv") if r["image"] == image
+    ]
+    if not rows:
+        raise ValueError(f"image: {folder} recorded no patches of {image}")
     shown = picture * 0.25 + 0.75 * 255
-    for at in (np.s_[r["y"]:r["y"] + r["h"], r["x"]:r["x"] + r["w"]] for r in rows): shown[at] = picture[at]
+    for at in (np.s_[r["y"] : r["y"] + r["h"], r["x"] : r["x"] + r["w"]] for r in rows):
+        shown[at] = picture[at]
     ax.imshow(shown.astype("uint8"))
-    for r in rows: ax.add_patch(Rectangle((r["x"] - 0.5, r["y"] - 0.5), r["w"], r["h"], fill=False, edgecolor="C3", linewidth=0.4))
+    for r in rows:
+        ax.add_patch(Rectangle((r["x"] - 0.5, r["y"] - 0.5), r["w"], r["h"], fill=False, edgecolor="C3", linewidth=0.4))
 
 # %% ../../nbs/lines/results.ipynb #fc9a3b13
-def draw_patches(runs: pd.DataFrame, keep: float, classes: int = 10): # matplotlib figure
+def draw_patches(runs: pd.DataFrame, keep: float, classes: int = 10):  # matplotlib figure
     "The first validation picture of each class, its drawing, and what each strategy shows of it; one seed."
     chosen = runs[(runs.keep == keep) & (runs.strategy != "none")].sort_values("seed").drop_duplicates("strategy")
-    run = dict(chosen.sort_values("strategy", key=lambda c: c.isin(UNUSED)).iloc[0]) # one that looks at drawings, if there is one
-    recorded = list({r["image"].split("/")[1]: r["image"] for r in reversed(read_csv(Path(run["folder"])/"selected_patches.csv"))}.values())[::-1][:classes]
+    run = dict(
+        chosen.sort_values("strategy", key=lambda c: c.isin(UNUSED)).iloc[0]
+    )  # one that looks at drawings, if there is one
+    recorded = list(
+        {
+            r["image"].split("/")[1]: r["image"]
+            for r in reversed(read_csv(Path(run["folder"]) / "selected_patches.csv"))
+        }.values()
+    )[::-1][:classes]
     drawer, root = Drawer(run["drawings"], int(run["ld_size"])), data_root(run | {"n_train": 0, "n_val": 1})
-    fig, axes = plt.subplots(1 + len(chosen), len(recorded), figsize=(1.3 * len(recorded), 1.4 * (1 + len(chosen))), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(
+        1 + len(chosen),
+        len(recorded),
+        figsize=(1.3 * len(recorded), 1.4 * (1 + len(chosen))),
+        layout="constrained",
+        squeeze=False,
+    )
     for column, image in zip(axes.T, recorded):
-        picture = fit_picture(root/image, int(run["image_size"]))
-        column[0].imshow(1 - drawer(open_image(root/image)), cmap="gray", vmin=0, vmax=1)
+        picture = fit_picture(root / image, int(run["image_size"]))
+        column[0].imshow(1 - drawer(open_image(root / image)), cmap="gray", vmin=0, vmax=1)
         column[0].set_title(image.split("/")[1], fontsize=8)
-        for ax, r in zip(column[1:], chosen.itertuples()): draw_kept(ax, r.folder, np.asarray(picture), image)
-    for ax, name in zip(axes[:, 0], ["drawing", *map(NAMES.get, chosen.strategy)]): ax.set_ylabel(name, fontsize=8)
-    for ax in axes.flat: ax.set(xticks=[], yticks=[])
+        for ax, r in zip(column[1:], chosen.itertuples()):
+            draw_kept(ax, r.folder, np.asarray(picture), image)
+    for ax, name in zip(axes[:, 0], ["drawing", *map(NAMES.get, chosen.strategy)]):
+        ax.set_ylabel(name, fontsize=8)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
     return titled(fig, f"What is shown of a picture: {keep:g} of its patches", note(chosen))
 
 # %% ../../nbs/lines/results.ipynb #08785442
-def best_known(runs: pd.DataFrame, strategy: str = "topk", keep: float = 0.3) -> pd.Series: # a row of `read_line_runs`
+def best_known(runs: pd.DataFrame, strategy: str = "topk", keep: float = 0.3) -> pd.Series:  # a row of `read_line_runs`
     "The run that is looked at unless another one is asked for: this strategy if there is one, a share near this one, the lowest seed."
     rows = runs[runs.strategy == (strategy if strategy in set(runs.strategy) else runs.strategy.iloc[-1])]
     return rows.assign(far=(rows.keep - keep).abs()).sort_values(["far", "seed"]).drop(columns="far").iloc[0]
 
+
 def _looks(runs):
     one = best_known(runs[runs.strategy != "none"])
     title = f"{NAMES[one.strategy]}, {one.keep:g} of the patches, seed {one.seed}, {one.scale} scale: top-1 {one.top1:.3f} of {one.n}"
-    return {"Line_Guided_ViT_places": draw_places(runs), "Line_Guided_ViT_patches": draw_patches(runs, one.keep), "Line_Guided_ViT_confusion": draw_confusion(one.folder, title)}
+    return {
+        "Line_Guided_ViT_places": draw_places(runs),
+        "Line_Guided_ViT_patches": draw_patches(runs, one.keep),
+        "Line_Guided_ViT_confusion": draw_confusion(one.folder, title),
+    }
 
-def draw(experiment: str = LINE_GUIDED, scale: str = "paper") -> dict: # name of the file -> figure
+
+def draw(experiment: str = LINE_GUIDED, scale: str = "paper") -> dict:  # name of the file -> figure
     "The figures that `ips-repro draw Line_Guided_ViT` draws; of nothing, none."
     runs = read_line_runs(("smoke",) if scale == "smoke" else ("paper", "quick"))
     measured = [runs.scale.iloc[0]] if len(runs) else ["smoke"] if scale == "smoke" else ["paper", "quick"]
     costs = next((c for s in measured if (c := read_costs(s))), None)
     made = _looks(runs) if len(runs) and set(runs.strategy) - {"none"} else {}
-    if costs: made |= {"fig_gflops_scaling": gmacs_scaling(costs)}
-    if costs and len(runs): made |= {"fig_accuracy_vs_gflops": accuracy_vs_gmacs(runs, costs), "combined_tradeoff_figure": combined_tradeoff(runs, costs)}
+    if costs:
+        made |= {"fig_gflops_scaling": gmacs_scaling(costs)}
+    if costs and len(runs):
+        made |= {
+            "fig_accuracy_vs_gflops": accuracy_vs_gmacs(runs, costs),
+            "combined_tradeoff_figure": combined_tradeoff(runs, costs),
+        }
     return made

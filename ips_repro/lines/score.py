@@ -15,67 +15,85 @@ from .settings import STRATEGIES
 # %% ../../nbs/lines/score.ipynb #74d50d5b
 def n_kept(n: int, share: float) -> int:
     "How many of n patches a share keeps: max(1, int(n · share))."
-    if not 0 < share <= 1: raise ValueError(f"patch_percentage: {share:g} is not above 0 and at most 1")
+    if not 0 < share <= 1:
+        raise ValueError(f"patch_percentage: {share:g} is not above 0 and at most 1")
     return max(1, int(n * share))
 
-def as_lines(drawings: Tensor) -> Tensor: # (B, 1, H, W), 1 = line, 0 = paper
+
+def as_lines(drawings: Tensor) -> Tensor:  # (B, 1, H, W), 1 = line, 0 = paper
     "Drawings in [0, 1] of either polarity: in one that is bright for the most part, the dark is line."
     return torch.where(drawings.mean((1, 2, 3), keepdim=True) > 0.5, 1 - drawings, drawings)
 
+
 def ink_density(
-    lines: Tensor,           # (B, 1, H, W): 1 = line, 0 = paper
-    grid: tuple[int, int],   # rows and columns of patches
-) -> Tensor:                 # (B, rows·columns)
+    lines: Tensor,  # (B, 1, H, W): 1 = line, 0 = paper
+    grid: tuple[int, int],  # rows and columns of patches
+) -> Tensor:  # (B, rows·columns)
     "Mean ink of every patch. `ValueError` if the drawing cannot be divided into the grid."
-    if lines.ndim != 4 or lines.shape[1] != 1: raise ValueError(f"lines: {tuple(lines.shape)} is not (B, 1, H, W)")
-    if lines.shape[2] % grid[0] or lines.shape[3] % grid[1]: raise ValueError(f"lines: {lines.shape[2]}x{lines.shape[3]} px cannot be divided into {grid[0]}x{grid[1]} patches")
+    if lines.ndim != 4 or lines.shape[1] != 1:
+        raise ValueError(f"lines: {tuple(lines.shape)} is not (B, 1, H, W)")
+    if lines.shape[2] % grid[0] or lines.shape[3] % grid[1]:
+        raise ValueError(
+            f"lines: {lines.shape[2]}x{lines.shape[3]} px cannot be divided into {grid[0]}x{grid[1]} patches"
+        )
     return F.adaptive_avg_pool2d(lines, grid).flatten(1)
 
-def centre_of_gravity(lines: Tensor) -> Tensor: # (B, 2): x, y in [0, 1]
+
+def centre_of_gravity(lines: Tensor) -> Tensor:  # (B, 2): x, y in [0, 1]
     "Where the ink's middle is; the middle of the picture if there is no ink."
     lines = lines.clamp_min(0)
     B, _, H, W = lines.shape
     mass = lines.flatten(1).sum(1)
     x = (torch.arange(W, device=lines.device) + 0.5) / W
     y = (torch.arange(H, device=lines.device) + 0.5) / H
-    found = torch.stack([(lines * x).flatten(1).sum(1), (lines * y[:, None]).flatten(1).sum(1)], 1) / mass.clamp_min(1e-12)[:, None]
+    found = (
+        torch.stack([(lines * x).flatten(1).sum(1), (lines * y[:, None]).flatten(1).sum(1)], 1)
+        / mass.clamp_min(1e-12)[:, None]
+    )
     return torch.where((mass > 1e-6)[:, None], found, torch.full_like(found, 0.5))
 
+
 def log_gaussian(
-    centre: Tensor,         # (B, 2): x, y in [0, 1]
+    centre: Tensor,  # (B, 2): x, y in [0, 1]
     grid: tuple[int, int],
-    std: float = 0.25,      # of the picture's side
-) -> Tensor:                # (B, rows·columns), 0 at the centre
+    std: float = 0.25,  # of the picture's side
+) -> Tensor:  # (B, rows·columns), 0 at the centre
     "Logarithm of a bell over the patch grid."
     rows, columns = ((torch.arange(n, device=centre.device) + 0.5) / n for n in grid)
-    d2 = (columns[None, None] - centre[:, 0, None, None])**2 + (rows[None, :, None] - centre[:, 1, None, None])**2
+    d2 = (columns[None, None] - centre[:, 0, None, None]) ** 2 + (rows[None, :, None] - centre[:, 1, None, None]) ** 2
     return -d2.flatten(1) / (2 * std**2)
 
 # %% ../../nbs/lines/score.ipynb #fc0febe7
 def log_scores(
-    lines: Tensor,           # (B, 1, H, W): 1 = line, 0 = paper
+    lines: Tensor,  # (B, 1, H, W): 1 = line, 0 = paper
     grid: tuple[int, int],
     strategy: str = "topk",  # topk, sample, random or centre
-    std: float = 0.25,       # of the Gaussian, in sides of the picture
-    temperature: float = 1., # below 1 the ink decides more
-) -> Tensor:                 # (B, rows·columns) logarithms of probabilities
+    std: float = 0.25,  # of the Gaussian, in sides of the picture
+    temperature: float = 1.0,  # below 1 the ink decides more
+) -> Tensor:  # (B, rows·columns) logarithms of probabilities
     "Softmax of the ink times the Gaussian around its centre of gravity; `centre`: the Gaussian around the middle; `random`: all alike."
-    if strategy not in STRATEGIES: raise ValueError(f"strategy: {strategy!r} is none of {', '.join(STRATEGIES)}")
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy: {strategy!r} is none of {', '.join(STRATEGIES)}")
     ink = ink_density(lines, grid)
-    if strategy == "random": return torch.zeros_like(ink).log_softmax(1)
-    if strategy == "centre": return log_gaussian(torch.full((len(lines), 2), 0.5, device=lines.device), grid, std).log_softmax(1)
+    if strategy == "random":
+        return torch.zeros_like(ink).log_softmax(1)
+    if strategy == "centre":
+        return log_gaussian(torch.full((len(lines), 2), 0.5, device=lines.device), grid, std).log_softmax(1)
     return (ink / temperature + log_gaussian(centre_of_gravity(lines), grid, std)).log_softmax(1)
 
+
 def choose_patches(
-    drawings: Tensor,        # (B, 1, H, W), of either polarity
+    drawings: Tensor,  # (B, 1, H, W), of either polarity
     grid: tuple[int, int],
-    k: int,                  # patches to keep
+    k: int,  # patches to keep
     strategy: str = "topk",
-    std: float = 0.25, temperature: float = 1.,
-    generator: torch.Generator|None = None, # for sample and random, on the CPU
-) -> Tensor:                 # (B, k) indices, ascending
+    std: float = 0.25,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,  # for sample and random, on the CPU
+) -> Tensor:  # (B, k) indices, ascending
     "The patches to keep; of equals the first. `sample` and `random` draw without replacement. `ValueError` names what is impossible."
-    if not 1 <= k <= grid[0] * grid[1]: raise ValueError(f"k: {k} of {grid[0] * grid[1]} patches cannot be kept")
+    if not 1 <= k <= grid[0] * grid[1]:
+        raise ValueError(f"k: {k} of {grid[0] * grid[1]} patches cannot be kept")
     scores = log_scores(as_lines(drawings), grid, strategy, std, temperature)
     if strategy in ("sample", "random"):
         u = torch.rand(scores.shape, generator=generator).clamp(1e-20, 1 - 1e-7).to(scores.device)

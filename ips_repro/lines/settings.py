@@ -11,101 +11,247 @@ import hashlib
 import re
 from pathlib import Path
 
-from ..runs import family
 from ..base.core import sha256
-from ..runs.family import RECIPE, Experiment, Family
 from ..base.params import ParameterError
+from ..runs import family
+from ..runs.family import RECIPE, Experiment, Family
 
 # %% ../../nbs/lines/settings.ipynb #ce6edfa7
-LINE_GUIDED = "Line_Guided_ViT" # the folder under results/
-UNUSED = {"none": ("drawings", "std", "temperature"), "random": ("drawings", "std", "temperature"), "centre": ("drawings", "temperature")} # what a strategy does not look at
-DATA, DRAWINGS = ("shapes", "imagenette"), ("canny",) # or a folder with train/ and val/; or the generator's weights
+LINE_GUIDED = "Line_Guided_ViT"  # the folder under results/
+UNUSED = {
+    "none": ("drawings", "std", "temperature"),
+    "random": ("drawings", "std", "temperature"),
+    "centre": ("drawings", "temperature"),
+}  # what a strategy does not look at
+DATA, DRAWINGS = ("shapes", "imagenette"), ("canny",)  # or a folder with train/ and val/; or the generator's weights
 STRATEGIES = ("topk", "sample", "random", "centre")
 
-DEFAULTS = dict( # every parameter of a run; None: taken from the scale
-    data="shapes", drawings="canny", strategy="topk", keep=0.4, seed=0, std=0.25, temperature=1.0, pos_embed="resample", pretrained=False,
-    image_size=None, ld_size=64, patch_size=None, depth=None, embed_dim=None, num_heads=None, n_train=None, n_val=None,
-    n_epochs=None, warmup_epochs=None, batch_size=None, lr=None, weight_decay=0.01, patience=20, eval_every=1, augment=True,
-    precision="float32", determinism="fast", recipe=RECIPE)
+DEFAULTS = dict(  # every parameter of a run; None: taken from the scale
+    data="shapes",
+    drawings="canny",
+    strategy="topk",
+    keep=0.4,
+    seed=0,
+    std=0.25,
+    temperature=1.0,
+    pos_embed="resample",
+    pretrained=False,
+    image_size=None,
+    ld_size=64,
+    patch_size=None,
+    depth=None,
+    embed_dim=None,
+    num_heads=None,
+    n_train=None,
+    n_val=None,
+    n_epochs=None,
+    warmup_epochs=None,
+    batch_size=None,
+    lr=None,
+    weight_decay=0.01,
+    patience=20,
+    eval_every=1,
+    augment=True,
+    precision="float32",
+    determinism="fast",
+    recipe=RECIPE,
+)
 
-VIT = ("patch_size", "depth", "embed_dim", "num_heads") # what makes a ViT
+VIT = ("patch_size", "depth", "embed_dim", "num_heads")  # what makes a ViT
 
-PRESETS = { # the parameters that depend on the scale; n_train and n_val count the pictures of a class
-    "paper": dict(image_size=256, patch_size=16, depth=12, embed_dim=192, num_heads=3,
-                  n_train=1000, n_val=100, n_epochs=100, warmup_epochs=5.0, batch_size=64, lr=1e-4),
-    "quick": dict(image_size=64, patch_size=8, depth=4, embed_dim=96, num_heads=3,
-                  n_train=400, n_val=100, n_epochs=10, warmup_epochs=1.0, batch_size=32, lr=1e-3),
-    "smoke": dict(image_size=32, patch_size=8, depth=2, embed_dim=24, num_heads=3,
-                  n_train=4, n_val=2, n_epochs=2, warmup_epochs=1.0, batch_size=8, lr=1e-3)}
+PRESETS = {  # the parameters that depend on the scale; n_train and n_val count the pictures of a class
+    "paper": dict(
+        image_size=256,
+        patch_size=16,
+        depth=12,
+        embed_dim=192,
+        num_heads=3,
+        n_train=1000,
+        n_val=100,
+        n_epochs=100,
+        warmup_epochs=5.0,
+        batch_size=64,
+        lr=1e-4,
+    ),
+    "quick": dict(
+        image_size=64,
+        patch_size=8,
+        depth=4,
+        embed_dim=96,
+        num_heads=3,
+        n_train=400,
+        n_val=100,
+        n_epochs=10,
+        warmup_epochs=1.0,
+        batch_size=32,
+        lr=1e-3,
+    ),
+    "smoke": dict(
+        image_size=32,
+        patch_size=8,
+        depth=2,
+        embed_dim=24,
+        num_heads=3,
+        n_train=4,
+        n_val=2,
+        n_epochs=2,
+        warmup_epochs=1.0,
+        batch_size=8,
+        lr=1e-3,
+    ),
+}
 
-CHOICES = family.CHOICES | {"strategy": ("none", *STRATEGIES), "pos_embed": ("resample", "reinit")} # none: all patches
-RANGES = family.RANGES | {"keep": (1e-4, 1), "std": (0.01, 10), "temperature": (1e-4, 1e4), "image_size": (8, 4096), "ld_size": (4, 4096), "depth": (1, 100),
-                        "embed_dim": (8, 4096), "num_heads": (1, 64), "n_val": (1, 10**6), "patience": (1, 10**5)}
+CHOICES = family.CHOICES | {"strategy": ("none", *STRATEGIES), "pos_embed": ("resample", "reinit")}  # none: all patches
+RANGES = family.RANGES | {
+    "keep": (1e-4, 1),
+    "std": (0.01, 10),
+    "temperature": (1e-4, 1e4),
+    "image_size": (8, 4096),
+    "ld_size": (4, 4096),
+    "depth": (1, 100),
+    "embed_dim": (8, 4096),
+    "num_heads": (1, 64),
+    "n_val": (1, 10**6),
+    "patience": (1, 10**5),
+}
 
 # %% ../../nbs/lines/settings.ipynb #3d752821
 def _complete(run, asked):
-    n, side = (run["image_size"] // run["patch_size"])**2, run["image_size"] // run["patch_size"]
-    if "warmup_epochs" not in asked: run["warmup_epochs"] = min(run["warmup_epochs"], run["n_epochs"] / 5)
-    if run["data"] != "shapes": run |= {k: None for k in ("n_train", "n_val") if k not in asked}
-    if run["image_size"] % run["patch_size"]: raise ParameterError(f"image_size: {run['image_size']} px cannot be divided into patches of {run['patch_size']}")
-    if run["ld_size"] % side: raise ParameterError(f"ld_size: {run['ld_size']} px cannot be divided into {side}x{side} patches")
-    if run["embed_dim"] % run["num_heads"]: raise ParameterError(f"embed_dim: {run['embed_dim']} cannot be divided among {run['num_heads']} heads")
-    if run["warmup_epochs"] > run["n_epochs"]: raise ParameterError(f"warmup_epochs: {run['warmup_epochs']:g} is more than n_epochs = {run['n_epochs']}")
-    if run["pretrained"] and (theirs := {k: PRESETS["paper"][k] for k in VIT}) != {k: run[k] for k in VIT}: raise ParameterError(f"pretrained: timm's weights are those of a ViT-Tiny: {', '.join(f'{k} {v}' for k, v in theirs.items())}")
-    if run["strategy"] == "none" or run["keep"] == 1: run |= {"strategy": "none", "keep": 1.0}
+    n, side = (run["image_size"] // run["patch_size"]) ** 2, run["image_size"] // run["patch_size"]
+    if "warmup_epochs" not in asked:
+        run["warmup_epochs"] = min(run["warmup_epochs"], run["n_epochs"] / 5)
+    if run["data"] != "shapes":
+        run |= {k: None for k in ("n_train", "n_val") if k not in asked}
+    if run["image_size"] % run["patch_size"]:
+        raise ParameterError(
+            f"image_size: {run['image_size']} px cannot be divided into patches of {run['patch_size']}"
+        )
+    if run["ld_size"] % side:
+        raise ParameterError(f"ld_size: {run['ld_size']} px cannot be divided into {side}x{side} patches")
+    if run["embed_dim"] % run["num_heads"]:
+        raise ParameterError(f"embed_dim: {run['embed_dim']} cannot be divided among {run['num_heads']} heads")
+    if run["warmup_epochs"] > run["n_epochs"]:
+        raise ParameterError(f"warmup_epochs: {run['warmup_epochs']:g} is more than n_epochs = {run['n_epochs']}")
+    if run["pretrained"] and (theirs := {k: PRESETS["paper"][k] for k in VIT}) != {k: run[k] for k in VIT}:
+        raise ParameterError(
+            f"pretrained: timm's weights are those of a ViT-Tiny: {', '.join(f'{k} {v}' for k, v in theirs.items())}"
+        )
+    if run["strategy"] == "none" or run["keep"] == 1:
+        run |= {"strategy": "none", "keep": 1.0}
     run |= {k: DEFAULTS[k] for k in UNUSED.get(run["strategy"], ())}
     return run | {"n_patches": n, "k": max(1, int(n * run["keep"])), "drawings_sha256": _content(run["drawings"])}
 
-def _content(path): # other weights at the same place are another run
+
+def _content(path):  # other weights at the same place are another run
     return None if path in DRAWINGS or not Path(path).is_file() else sha256(path)
+
 
 def _folder(run, special):
     text = lambda k, v: k if v is True else f"{k}{v:g}" if isinstance(v, (int, float)) else f"{k}-{v}"
-    extra = [text(k, v) for k, v in special.items() if k not in ("image_size", "n_train", "patch_size")] # those are in the name already
+    extra = [
+        text(k, v) for k, v in special.items() if k not in ("image_size", "n_train", "patch_size")
+    ]  # those are in the name already
     lines = [f"lines-{run['drawings_sha256'][:6]}"] if run["drawings_sha256"] else []
-    data = run["data"] if run["data"] in DATA else f"{Path(run['data']).name}-{hashlib.sha256(run['data'].encode()).hexdigest()[:6]}" # two folders may have one name
-    parts = ["results", data, run["image_size"], run["image_size"], run["strategy"], f"keep{run['keep']:g}", f"{run['n_train'] or 'all'}d", "PS", run["patch_size"], *lines, *extra]
+    data = (
+        run["data"]
+        if run["data"] in DATA
+        else f"{Path(run['data']).name}-{hashlib.sha256(run['data'].encode()).hexdigest()[:6]}"
+    )  # two folders may have one name
+    parts = [
+        "results",
+        data,
+        run["image_size"],
+        run["image_size"],
+        run["strategy"],
+        f"keep{run['keep']:g}",
+        f"{run['n_train'] or 'all'}d",
+        "PS",
+        run["patch_size"],
+        *lines,
+        *extra,
+    ]
     return re.sub(r"[^\w.-]+", "-", "_".join(map(str, parts)))
 
 # %% ../../nbs/lines/settings.ipynb #02eaf60e
-def line_inputs(values: dict) -> dict: # data, drawings
+def line_inputs(values: dict) -> dict:  # data, drawings
     "What runs look at, paths made absolute. `ParameterError` for one that is not there."
-    return {"data": _place("data", values["data"], DATA, Path.is_dir), "drawings": _place("drawings", values["drawings"], DRAWINGS, Path.is_file)}
+    return {
+        "data": _place("data", values["data"], DATA, Path.is_dir),
+        "drawings": _place("drawings", values["drawings"], DRAWINGS, Path.is_file),
+    }
 
-def _place(name, given, known, there): # one of `known`, or the absolute path of something that is there
-    if given in known: return given
+
+def _place(name, given, known, there):  # one of `known`, or the absolute path of something that is there
+    if given in known:
+        return given
     path = Path(given).expanduser().resolve()
-    if not there(path): raise ParameterError(f"{name}: {given!r} is not {' or '.join(known)}, and there is no {path}")
+    if not there(path):
+        raise ParameterError(f"{name}: {given!r} is not {' or '.join(known)}, and there is no {path}")
     return str(path)
 
-def _prepare(values): return values | line_inputs(DEFAULTS | values)
+
+def _prepare(values):
+    return values | line_inputs(DEFAULTS | values)
 
 # %% ../../nbs/lines/settings.ipynb #f5f27455
-def line_gmacs(run: dict, num_classes: int = 10) -> float: # 10^9 multiply-accumulates an image
+def line_gmacs(run: dict, num_classes: int = 10) -> float:  # 10^9 multiply-accumulates an image
     "All products of a forward pass: patch embedding (of all patches), the blocks (of the kept ones and CLS), the head."
     D, T = run["embed_dim"], run["k"] + 1
     block = 12 * T * D**2 + 2 * T**2 * D
-    return (run["n_patches"] * 3 * run["patch_size"]**2 * D + run["depth"] * block + D * num_classes) / 1e9
+    return (run["n_patches"] * 3 * run["patch_size"] ** 2 * D + run["depth"] * block + D * num_classes) / 1e9
 
-CPU_GMAC_PER_S = 25 # two cores, forward and backward
 
-def cost(run: dict) -> dict: # {"cpu_minutes": None for data of unknown size, "gib"}
+CPU_GMAC_PER_S = 25  # two cores, forward and backward
+
+
+def cost(run: dict) -> dict:  # {"cpu_minutes": None for data of unknown size, "gib"}
     "Expected minutes on two CPU cores, and memory: activations, and pictures and drawings, which are kept (see KEEP_GIB in [lines/data](../lines/data.ipynb))."
     seen = None if run["data"] != "shapes" else 10 * run["n_epochs"] * (3 * run["n_train"] + run["n_val"])
     pictures = 10 * ((run["n_train"] or 1000) + (run["n_val"] or 100))
-    kept = min(2., pictures * (3 * run["image_size"]**2 + 4 * run["ld_size"]**2) / 2**30)
-    return {"cpu_minutes": None if seen is None else round(seen * line_gmacs(run) / CPU_GMAC_PER_S / 60, 1), "gib": round(0.7 + run["batch_size"] * run["depth"] * run["k"] * run["embed_dim"] * 4 * 20 / 2**30 + kept, 1)}
+    kept = min(2.0, pictures * (3 * run["image_size"] ** 2 + 4 * run["ld_size"] ** 2) / 2**30)
+    return {
+        "cpu_minutes": None if seen is None else round(seen * line_gmacs(run) / CPU_GMAC_PER_S / 60, 1),
+        "gib": round(0.7 + run["batch_size"] * run["depth"] * run["k"] * run["embed_dim"] * 4 * 20 / 2**30 + kept, 1),
+    }
 
 # %% ../../nbs/lines/settings.ipynb #8a7bd94a
-def _in_paper(run): # a ten-class subset of ImageNet, and drawings by the published generator
+def _in_paper(run):  # a ten-class subset of ImageNet, and drawings by the published generator
     had = {"data": "ImageNet-10", "drawings": "informative drawings"}
-    if run["strategy"] in UNUSED: del had["drawings"]
+    if run["strategy"] in UNUSED:
+        del had["drawings"]
     return had if run["data"] == "shapes" else had | {"n_train": "all", "n_val": "all"}
 
-LINE = Family("lines", DEFAULTS, PRESETS, _complete, _folder, CHOICES, RANGES, ("strategy", "keep", "seed", "data", "drawings"),
-              in_paper=_in_paper, cost=cost, prepare=_prepare)
 
-EXPERIMENTS = {LINE_GUIDED: Experiment(LINE_GUIDED, LINE, "33_line_train", ("strategy", "keep"), {
-    "paper": [dict(strategy="none", seed=[0, 1, 2]), dict(strategy=list(STRATEGIES), keep=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], seed=[0, 1, 2])],
-    "quick": [dict(strategy="none", seed=[0, 1]), dict(strategy=list(STRATEGIES), keep=[0.1, 0.3], seed=[0, 1])],
-    "smoke": [dict(strategy="none"), dict(strategy=["topk", "random"], keep=0.3)]})}
+LINE = Family(
+    "lines",
+    DEFAULTS,
+    PRESETS,
+    _complete,
+    _folder,
+    CHOICES,
+    RANGES,
+    ("strategy", "keep", "seed", "data", "drawings"),
+    in_paper=_in_paper,
+    cost=cost,
+    prepare=_prepare,
+)
+
+EXPERIMENTS = {
+    LINE_GUIDED: Experiment(
+        LINE_GUIDED,
+        LINE,
+        "33_line_train",
+        ("strategy", "keep"),
+        {
+            "paper": [
+                dict(strategy="none", seed=[0, 1, 2]),
+                dict(strategy=list(STRATEGIES), keep=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], seed=[0, 1, 2]),
+            ],
+            "quick": [
+                dict(strategy="none", seed=[0, 1]),
+                dict(strategy=list(STRATEGIES), keep=[0.1, 0.3], seed=[0, 1]),
+            ],
+            "smoke": [dict(strategy="none"), dict(strategy=["topk", "random"], keep=0.3)],
+        },
+    )
+}

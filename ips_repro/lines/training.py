@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ..base.core import child_seed, generator, seed_libraries, write_csv
 from ..base.download import cache_root
-from ..ips.engine import numerics, resolved_precision
-from .data import LinePictures, few, imagenette, make_shapes, read_folders, shapes_version
-from ..line_drawing import Drawer, preprocess
-from .settings import UNUSED, VIT
-from ..line_vit import SelectiveMagnoViT
 from ..base.params import ParameterError
+from ..ips.engine import numerics, resolved_precision
+from ..line_drawing import Drawer, preprocess
+from ..line_vit import SelectiveMagnoViT
+from .data import LinePictures, few, imagenette, make_shapes, read_folders, shapes_version
+from .settings import UNUSED, VIT
 from ..train.setup import trainer_of
 from ..train.trainer import Trainer
 
@@ -32,54 +32,83 @@ def augment(color: Tensor, lines: Tensor, g: torch.Generator) -> tuple[Tensor, T
     B, u = len(color), lambda *shape: torch.rand(shape, generator=g).to(color.device)
     side = (0.8 + 0.2 * u(B)).sqrt()
     x, y = ((2 * u(B) - 1) * (1 - side) for _ in range(2))
-    flip = torch.where(u(B) < 0.5, -1., 1.)
+    flip = torch.where(u(B) < 0.5, -1.0, 1.0)
     zero = torch.zeros_like(side)
     theta = torch.stack([torch.stack([side * flip, zero, x], 1), torch.stack([zero, side, y], 1)], 1)
-    crop = lambda t, mode: F.grid_sample(t, F.affine_grid(theta, list(t.shape), align_corners=False), mode=mode, padding_mode="border", align_corners=False)
+    crop = lambda t, mode: F.grid_sample(
+        t,
+        F.affine_grid(theta, list(t.shape), align_corners=False),
+        mode=mode,
+        padding_mode="border",
+        align_corners=False,
+    )
     color, lines = crop(color, "bilinear"), crop(lines, "bilinear")
-    near = lambda a: (1 + a * (2 * u(B, 1, 1, 1) - 1))
+    near = lambda a: 1 + a * (2 * u(B, 1, 1, 1) - 1)
     color = color * near(0.2)
     mean = color.mean((1, 2, 3), keepdim=True)
     color = mean + (color - mean) * near(0.2)
     grey = color.mean(1, keepdim=True)
     return (grey + (color - grey) * near(0.1)).clamp(0, 1), lines
 
+
 class LineNet(nn.Module):
     "A `SelectiveMagnoViT` as [train/trainer](../train/trainer.ipynb) wants a network: batches in, probabilities out."
+
     def __init__(self, vit: SelectiveMagnoViT, n_classes: int, augmented: bool, precision: str = "float32"):
         super().__init__()
-        self.vit, self.tasks, self.augmented, self.precision = vit, {"class": ("softmax", n_classes)}, augmented, precision
+        self.vit, self.tasks, self.augmented, self.precision = (
+            vit,
+            {"class": ("softmax", n_classes)},
+            augmented,
+            precision,
+        )
 
     @property
-    def device(self): return next(self.parameters()).device
+    def device(self):
+        return next(self.parameters()).device
 
-    def forward(self, batch, g: torch.Generator|None = None) -> "Guess":
+    def forward(self, batch, g: torch.Generator | None = None) -> "Guess":
         "Probabilities of a batch of (uint8 colour, lines)."
         color, lines = batch[0].float() / 255, batch[1]
-        if self.training and self.augmented: color, lines = augment(color, lines, g)
-        with self.computing(): logits = self.vit(2 * color - 1, lines, g)
+        if self.training and self.augmented:
+            color, lines = augment(color, lines, g)
+        with self.computing():
+            logits = self.vit(2 * color - 1, lines, g)
         return Guess({"class": logits.float().softmax(1)})
 
     def computing(self):
         "Inside the block products are computed at the network's precision."
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
+
 class Guess:
     "What the losses look at."
-    def __init__(self, probs): self.probs = probs
+
+    def __init__(self, probs):
+        self.probs = probs
 
 # %% ../../nbs/lines/training.ipynb #d306a1d6
 def data_root(run: dict) -> Path:
     "The class folders of a run. The shapes are made, and Imagenette downloaded, if they are not there."
-    if run["data"] == "shapes": return make_shapes(cache_root()/f"shapes_{(side := max(256, run['image_size']))}px_{shapes_version()}", run["n_train"], run["n_val"], side) # small ones are scaled down, like any picture
+    if run["data"] == "shapes":
+        return make_shapes(
+            cache_root() / f"shapes_{(side := max(256, run['image_size']))}px_{shapes_version()}",
+            run["n_train"],
+            run["n_val"],
+            side,
+        )  # small ones are scaled down, like any picture
     return imagenette(cache_root()) if run["data"] == "imagenette" else Path(run["data"])
+
 
 class Pictures(NamedTuple):
     "The data of a run; the validation pictures are what it is tested on."
+
     train: LinePictures
     test: LinePictures
 
-DATA = ("data", "drawings", "image_size", "ld_size", "n_train", "n_val") # what decides about it
+
+DATA = ("data", "drawings", "image_size", "ld_size", "n_train", "n_val")  # what decides about it
+
 
 def load(run: dict, device="cpu", say=print) -> Pictures:
     "Both splits with their drawings, which are made if they are not there. `ParameterError` says what is wrong with the data."
@@ -89,22 +118,38 @@ def load(run: dict, device="cpu", say=print) -> Pictures:
             split = few(split, n)
             drawings = preprocess(root, split.images, _drawings(root, drawer), drawer, say)
             sets.append(LinePictures(root, split, drawings, run["image_size"], device))
-    except ValueError as e: raise ParameterError(str(e)) from None
+    except ValueError as e:
+        raise ParameterError(str(e)) from None
     return Pictures(*sets)
 
-def _drawings(root, drawer): # a cache for each folder and each way to draw
-    return cache_root()/"drawings"/f"{root.name}-{child_seed(0, str(root), drawer.name, drawer.side):x}"
+
+def _drawings(root, drawer):  # a cache for each folder and each way to draw
+    return cache_root() / "drawings" / f"{root.name}-{child_seed(0, str(root), drawer.name, drawer.side):x}"
+
 
 def make_net(run: dict, n_classes: int, device) -> LineNet:
     "The network of a run before training; the seed decides its weights."
     seed_libraries(child_seed(run["seed"], "weights"))
-    strategy = "topk" if run["strategy"] == "none" else run["strategy"] # of all, all
-    vit = SelectiveMagnoViT(run["keep"], n_classes, run["image_size"], run["ld_size"], run["pretrained"], strategy=strategy, std=run["std"], temperature=run["temperature"], pos_embed=run["pos_embed"], **{k: run[k] for k in VIT})
+    strategy = "topk" if run["strategy"] == "none" else run["strategy"]  # of all, all
+    vit = SelectiveMagnoViT(
+        run["keep"],
+        n_classes,
+        run["image_size"],
+        run["ld_size"],
+        run["pretrained"],
+        strategy=strategy,
+        std=run["std"],
+        temperature=run["temperature"],
+        pos_embed=run["pos_embed"],
+        **{k: run[k] for k in VIT},
+    )
     return LineNet(vit, n_classes, run["augment"], resolved_precision(run["precision"], device)).to(device)
+
 
 def network(run: dict, data: Pictures, device) -> LineNet:
     "The untrained network of a run, for as many classes as there are."
     return make_net(run, len(data.train.classes), device)
+
 
 def make_trainer(run: dict, data: Pictures, device, on_step=None) -> Trainer:
     "Everything a run needs, ready to train."
@@ -117,63 +162,88 @@ def evaluate(trainer: Trainer, batch_size: int) -> tuple[list[dict], list[dict],
     net, data, rows, patches, seen = trainer.net.eval(), trainer.test, [], [], {}
     vit = net.vit
     g, often = generator(trainer.seed, "test"), torch.zeros(vit.grid[0] * vit.grid[1])
-    for idx in torch.arange(len(data)).split(batch_size):              # as the trainer tests, so with the same draws
+    for idx in torch.arange(len(data)).split(batch_size):  # as the trainer tests, so with the same draws
         color, lines = data.batch(idx.tolist())
         kept = vit.get_selected_patch_indices(lines, g)
-        with numerics(net.precision), net.computing(): logits = vit.forward_kept(2 * (color.float() / 255) - 1, kept)
+        with numerics(net.precision), net.computing():
+            logits = vit.forward_kept(2 * (color.float() / 255) - 1, kept)
         probs = logits.float().softmax(1).cpu()
         ink = F.adaptive_avg_pool2d(lines, vit.grid).flatten(1)
         share = (ink.gather(1, kept).sum(1) / ink.sum(1).clamp_min(1e-9)).tolist()
         often += kept.cpu().flatten().bincount(minlength=len(often))
         for i, k, p, s in zip(idx.tolist(), kept.tolist(), probs, share):
             name = data.classes[int(data.labels["class"][i])]
-            rows.append({"image": data.images[i], "class": name} | _guesses(p, data.classes) | {"ink_kept": round(s, 6)})
+            rows.append(
+                {"image": data.images[i], "class": name} | _guesses(p, data.classes) | {"ink_kept": round(s, 6)}
+            )
             seen[name] = seen.get(name, 0) + 1
-            if seen[name] <= 2: patches += _patches(data.images[i], k, data.size, vit.grid)
+            if seen[name] <= 2:
+                patches += _patches(data.images[i], k, data.size, vit.grid)
     return rows, patches, often.view(vit.grid) / len(data)
+
 
 def _guesses(p, classes):
     best = p.topk(min(5, len(p)))
     named = {f"guess_{n + 1}": classes[j] for n, j in enumerate(best.indices.tolist())}
     return named | {f"p_{n + 1}": round(v, 6) for n, v in enumerate(best.values.tolist())}
 
+
 def _patches(image, kept, size, grid):
     h, w = size // grid[0], size // grid[1]
-    return [{"image": image, "rank": n + 1, "x": j % grid[1] * w, "y": j // grid[1] * h, "w": w, "h": h} for n, j in enumerate(kept)]
+    return [
+        {"image": image, "rank": n + 1, "x": j % grid[1] * w, "y": j // grid[1] * h, "w": w, "h": h}
+        for n, j in enumerate(kept)
+    ]
 
 # %% ../../nbs/lines/training.ipynb #2c6ba1e4
-def line_summary(rows: list[dict], often: Tensor) -> dict: # top1, top5 (each right, n, accuracy), ink_kept, kept_at
+def line_summary(rows: list[dict], often: Tensor) -> dict:  # top1, top5 (each right, n, accuracy), ink_kept, kept_at
     "Scores of the rows of `evaluate`."
     right = {k: sum(r["class"] in [r.get(f"guess_{n}") for n in range(1, k + 1)] for r in rows) for k in (1, 5)}
     scores = {f"top{k}": {"accuracy": r / len(rows), "right": r, "n": len(rows)} for k, r in right.items()}
-    return scores | {"ink_kept": round(sum(r["ink_kept"] for r in rows) / len(rows), 6), "kept_at": [[round(v, 4) for v in row] for row in often.tolist()]}
+    return scores | {
+        "ink_kept": round(sum(r["ink_kept"] for r in rows) / len(rows), 6),
+        "kept_at": [[round(v, 4) for v in row] for row in often.tolist()],
+    }
 
 # %% ../../nbs/lines/training.ipynb #aed4f3b2
 def check(runs: list[dict]):
     "`ParameterError` for pretrained weights that cannot be had."
     for run in runs:
-        if not run["pretrained"]: continue
-        try: make_net(run, 2, "cpu")
-        except (ValueError, ConnectionError) as e: raise ParameterError(str(e)) from None
-        return # they are the same for all
+        if not run["pretrained"]:
+            continue
+        try:
+            make_net(run, 2, "cpu")
+        except (ValueError, ConnectionError) as e:
+            raise ParameterError(str(e)) from None
+        return  # they are the same for all
 
-def finish(trainer: Trainer, run: dict, data: Pictures, folder: Path) -> dict: # more for the summary
+
+def finish(trainer: Trainer, run: dict, data: Pictures, folder: Path) -> dict:  # more for the summary
     "Predictions, the kept patches of a few pictures, and how often each patch was kept."
     rows, patches, often = evaluate(trainer, run["batch_size"])
-    write_csv(folder/"predictions.csv", rows)
-    write_csv(folder/"selected_patches.csv", patches)
+    write_csv(folder / "predictions.csv", rows)
+    write_csv(folder / "selected_patches.csv", patches)
     return {"line": line_summary(rows, often)}
 
-def facts(run: dict, data: Pictures) -> dict: # for the manifest
+
+def facts(run: dict, data: Pictures) -> dict:  # for the manifest
     "The classes, how many pictures there are, and how the drawings were made, if the run looks at any."
     drawer = None if run["strategy"] in UNUSED else Drawer(run["drawings"], run["ld_size"])
-    return {"drawn_by": drawer and drawer.name, "pictures": {"train": len(data.train), "val": len(data.test)}, "classes": data.train.classes}
+    return {
+        "drawn_by": drawer and drawer.name,
+        "pictures": {"train": len(data.train), "val": len(data.test)},
+        "classes": data.train.classes,
+    }
+
 
 def title(run: dict) -> str:
     "A run in words."
     return f"{run['strategy']}, keep {run['keep']:g}, seed {run['seed']}"
 
+
 def each(run: dict, load) -> str:
     "What all runs of a request have in common, in words."
-    return (f"{run['n_epochs']} epochs, {run['n_train'] or 'all'} pictures a class of '{run['data']}' at {run['image_size']} px, "
-            f"{run['n_patches']} patches of {run['patch_size']} px, drawings by {run['drawings']}")
+    return (
+        f"{run['n_epochs']} epochs, {run['n_train'] or 'all'} pictures a class of '{run['data']}' at {run['image_size']} px, "
+        f"{run['n_patches']} patches of {run['patch_size']} px, drawings by {run['drawings']}"
+    )

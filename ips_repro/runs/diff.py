@@ -13,14 +13,26 @@ from .folder import read_manifest, state
 
 # %% ../../nbs/runs/diff.ipynb #572d08d7
 def _flat(value, name=""):
-    if not isinstance(value, dict): return {name: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}" if name else str(key)).items()}
+    if not isinstance(value, dict):
+        return {name: value}
+    return {
+        k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}" if name else str(key)).items()
+    }
 
-def differences(a: str|Path, b: str|Path) -> list[tuple]: # (name, in a, in b); "-" where one has no such entry
+
+def differences(a: str | Path, b: str | Path) -> list[tuple]:  # (name, in a, in b); "-" where one has no such entry
     "What differs between two runs' manifests and final scores, apart from times and attempts. `FileNotFoundError` or `ValueError` names what cannot be read."
+
     def told(folder):
-        manifest = {k: v for k, v in read_manifest(folder).items() if k not in ("started", "ended", "attempts", "command", "parameters_sha256")}
-        summary = read_json(Path(folder)/"summary.json") if (Path(folder)/"summary.json").is_file() else {}
-        return _flat(manifest | {"state": state(folder), "final": summary.get("final") if isinstance(summary, dict) else summary})
+        manifest = {
+            k: v
+            for k, v in read_manifest(folder).items()
+            if k not in ("started", "ended", "attempts", "command", "parameters_sha256")
+        }
+        summary = read_json(Path(folder) / "summary.json") if (Path(folder) / "summary.json").is_file() else {}
+        return _flat(
+            manifest | {"state": state(folder), "final": summary.get("final") if isinstance(summary, dict) else summary}
+        )
+
     x, y = told(a), told(b)
     return [(k, x.get(k, "-"), y.get(k, "-")) for k in sorted(x | y) if x.get(k, "-") != y.get(k, "-")]

@@ -16,10 +16,12 @@ from ..base.params import ParameterError
 # %% ../../nbs/runs/family.ipynb #997cb6ae
 class Like(NamedTuple):
     "Values that match a pattern; `wrong` is said of others."
+
     pattern: str
     wrong: str
 
-CHOICES = { # parameters that several families have -> their values, or what they are `Like`
+
+CHOICES = {  # parameters that several families have -> their values, or what they are `Like`
     "scale": ("auto", *SCALES),
     "device": Like(r"auto|cpu|mps|cuda(:\d+)?", "is none of auto, cpu, mps, cuda, cuda:1, ..."),
     "backbone": Like(r"\w[\w.-]*", "is no name of a timm model"),
@@ -30,79 +32,120 @@ CHOICES = { # parameters that several families have -> their values, or what the
     "determinism": ("fast", "deterministic"),
 }
 
-RANGES = { # the same -> lowest and highest value that makes sense
-    "o2i": (1e-6, 100), "seed": (0, 2**32 - 2), "patch_size": (1, 100_000), "stride": (1, 100_000),
-    "n_train": (1, 10**6), "n_test": (1, 10**6), "n_epochs": (1, 10**5), "warmup_epochs": (0, 10**5),
-    "eval_every": (1, 10**5), "batch_size": (1, 10**4), "lr": (1e-9, 10), "weight_decay": (0, 10),
-    "M": (1, 10**6), "I": (1, 10**6), "mask_p": (0, 1), "mask_k": (1, 10**6),
-    "w_diversity": (0, 1000), "w_semantic": (0, 1000), "memory_gib": (0.1, 10**4), "slots": (1, 10**4),
+RANGES = {  # the same -> lowest and highest value that makes sense
+    "o2i": (1e-6, 100),
+    "seed": (0, 2**32 - 2),
+    "patch_size": (1, 100_000),
+    "stride": (1, 100_000),
+    "n_train": (1, 10**6),
+    "n_test": (1, 10**6),
+    "n_epochs": (1, 10**5),
+    "warmup_epochs": (0, 10**5),
+    "eval_every": (1, 10**5),
+    "batch_size": (1, 10**4),
+    "lr": (1e-9, 10),
+    "weight_decay": (0, 10),
+    "M": (1, 10**6),
+    "I": (1, 10**6),
+    "mask_p": (0, 1),
+    "mask_k": (1, 10**6),
+    "w_diversity": (0, 1000),
+    "w_semantic": (0, 1000),
+    "memory_gib": (0.1, 10**4),
+    "slots": (1, 10**4),
 }
 
-RECIPE = "published" # how networks are trained today; whatever alters a run's numbers gives this another name
+RECIPE = "published"  # how networks are trained today; whatever alters a run's numbers gives this another name
+
 
 class Family(NamedTuple):
     "What runs of one kind have in common. The `recipe` is among the parameters of every family that trains."
-    name: str                # of its package, below `ips_repro`
-    defaults: dict           # every parameter, at its published value; None: taken from the scale
-    presets: dict            # scale -> parameter -> value, or list of values
-    complete: Callable       # (run, names that were asked for) -> run, with what follows from others; `ParameterError` if it is impossible
-    folder: Callable         # (run, what is special about it) -> the name of its folder
-    choices: dict = {}       # parameter -> its values, or what they are `Like`
-    ranges: dict = {}        # parameter -> lowest and highest value
+
+    name: str  # of its package, below `ips_repro`
+    defaults: dict  # every parameter, at its published value; None: taken from the scale
+    presets: dict  # scale -> parameter -> value, or list of values
+    complete: Callable  # (run, names that were asked for) -> run, with what follows from others; `ParameterError` if it is impossible
+    folder: Callable  # (run, what is special about it) -> the name of its folder
+    choices: dict = {}  # parameter -> its values, or what they are `Like`
+    ranges: dict = {}  # parameter -> lowest and highest value
     axes: tuple = ("seed",)  # parameters that are a question, not a setting
-    published: dict = {}     # what to ask for to have the papers' own data
-    in_paper: Callable = lambda run: {} # what the paper of a run had that cannot be asked for here
-    derived: tuple = ()      # parameters that say what was found in the data; nobody asks for them
-    unimportant: tuple = ("eval_every", "precision", "determinism", "engine") # how a run is computed and observed, not what is learnt
-    cost: Callable = lambda run: {"cpu_minutes": None, "gib": None} # expected, on two CPU cores
-    fixed: dict = {}         # scale -> what every run of that scale carries besides: with which file the scale was fixed
-    prepare: Callable = lambda values: values # request -> the same with paths made absolute; `ParameterError` for one that is not there
-    substitutes: Callable = lambda scale, asked: {} # what to ask for instead where the data of a scale cannot be had
-    turn: Callable = lambda experiment, run: 2 # 0, 1 or 2: a plan does runs with a lower number first
+    published: dict = {}  # what to ask for to have the papers' own data
+    in_paper: Callable = lambda run: {}  # what the paper of a run had that cannot be asked for here
+    derived: tuple = ()  # parameters that say what was found in the data; nobody asks for them
+    unimportant: tuple = (
+        "eval_every",
+        "precision",
+        "determinism",
+        "engine",
+    )  # how a run is computed and observed, not what is learnt
+    cost: Callable = lambda run: {"cpu_minutes": None, "gib": None}  # expected, on two CPU cores
+    fixed: dict = {}  # scale -> what every run of that scale carries besides: with which file the scale was fixed
+    prepare: Callable = lambda values: (
+        values
+    )  # request -> the same with paths made absolute; `ParameterError` for one that is not there
+    substitutes: Callable = lambda scale, asked: {}  # what to ask for instead where the data of a scale cannot be had
+    turn: Callable = lambda experiment, run: 2  # 0, 1 or 2: a plan does runs with a lower number first
+
 
 class Experiment(NamedTuple):
     "One question: what is varied, and on what grid."
-    name: str                # of its folder under results/
+
+    name: str  # of its folder under results/
     family: Family
-    notebook: str            # in nbs/, without .ipynb
-    axes: tuple              # what it varies, besides the family's axes
-    grids: dict              # scale -> blocks: parameter -> value or list of values
-    asks: dict = {}          # what to ask of a notebook that is for several experiments
+    notebook: str  # in nbs/, without .ipynb
+    axes: tuple  # what it varies, besides the family's axes
+    grids: dict  # scale -> blocks: parameter -> value or list of values
+    asks: dict = {}  # what to ask of a notebook that is for several experiments
 
 # %% ../../nbs/runs/family.ipynb #ac1202fa
 def check_values(
-    values: dict, # name -> typed value or list of them; names not known here are left alone
-    choices: dict, ranges: dict,
+    values: dict,  # name -> typed value or list of them; names not known here are left alone
+    choices: dict,
+    ranges: dict,
 ) -> None:
     "`ParameterError` for a value outside its range or its list of choices."
     for name, given in values.items():
         for v in given if isinstance(given, list) else [given]:
-            if v is None: continue
+            if v is None:
+                continue
             if isinstance(like := choices.get(name), Like):
-                if not re.fullmatch(like.pattern, v): raise ParameterError(f"{name}: {v!r} {like.wrong}")
-            elif name in choices and v not in choices[name]: raise ParameterError(f"{name}: {v!r} is none of {', '.join(choices[name])}")
-            if name in ranges and not ranges[name][0] <= v <= ranges[name][1]: raise ParameterError(f"{name}: {v:g} is not between {ranges[name][0]:g} and {ranges[name][1]:g}")
+                if not re.fullmatch(like.pattern, v):
+                    raise ParameterError(f"{name}: {v!r} {like.wrong}")
+            elif name in choices and v not in choices[name]:
+                raise ParameterError(f"{name}: {v!r} is none of {', '.join(choices[name])}")
+            if name in ranges and not ranges[name][0] <= v <= ranges[name][1]:
+                raise ParameterError(f"{name}: {v:g} is not between {ranges[name][0]:g} and {ranges[name][1]:g}")
 
 # %% ../../nbs/runs/family.ipynb #0ad120c9
-def listed(v) -> list: return v if isinstance(v, list) else [v]
+def listed(v) -> list:
+    return v if isinstance(v, list) else [v]
+
 
 def complete_run(family: Family, point: dict, scale: str) -> dict:
     "One run: the defaults, then the scale's values, then what was asked for, then what follows."
     asked = {k: v for k, v in point.items() if v is not None}
     preset = {k: v[0] if isinstance(v, list) else v for k, v in family.presets[scale].items()}
-    return family.complete(family.defaults | preset | asked, set(asked)) | {"scale": scale} | family.fixed.get(scale, {})
+    return (
+        family.complete(family.defaults | preset | asked, set(asked)) | {"scale": scale} | family.fixed.get(scale, {})
+    )
+
 
 def resolve(
     family: Family,
-    values: dict,         # parameters of a notebook; lists span a grid; None for the scale's own value
-    scale: str,           # not "auto"
-    blocks: list = ({},), # grids to join; what is in `values` replaces what is in a block
-) -> list[dict]:          # one complete run each, no two alike
+    values: dict,  # parameters of a notebook; lists span a grid; None for the scale's own value
+    scale: str,  # not "auto"
+    blocks: list = ({},),  # grids to join; what is in `values` replaces what is in a block
+) -> list[dict]:  # one complete run each, no two alike
     "All runs that `values` asks for. `ParameterError` names what is impossible, before anything is made."
-    if scale not in SCALES: raise ParameterError(f"scale: {scale!r} is none of {', '.join(SCALES)}")
+    if scale not in SCALES:
+        raise ParameterError(f"scale: {scale!r} is none of {', '.join(SCALES)}")
     check_values(values, family.choices, family.ranges)
     asked = {k: v for k, v in values.items() if k in family.defaults and v is not None}
     several = {k: v for k, v in family.presets[scale].items() if isinstance(v, list)}
     grids = [{k: listed(v) for k, v in (several | block | asked).items()} for block in blocks]
-    runs = [complete_run(family, dict(zip(grid, point)), scale) for grid in grids for point in itertools.product(*grid.values())]
+    runs = [
+        complete_run(family, dict(zip(grid, point)), scale)
+        for grid in grids
+        for point in itertools.product(*grid.values())
+    ]
     return [r for i, r in enumerate(runs) if r not in runs[:i]]

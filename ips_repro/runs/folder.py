@@ -26,22 +26,51 @@ from filelock import FileLock, Timeout
 from ..base.core import project_root, read_json, sha256, sigterm_interrupts, undisturbed, write_csv, write_json
 
 # %% ../../nbs/runs/folder.ipynb #0586fce0
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "mlxtend", "scikit-learn", "pandas", "matplotlib", "seaborn", "papermill")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "opencv-python-headless",
+    "mlxtend",
+    "scikit-learn",
+    "pandas",
+    "matplotlib",
+    "seaborn",
+    "papermill",
+)
 
-def versions() -> dict: # package -> version, or None if it is not installed
+
+def versions() -> dict:  # package -> version, or None if it is not installed
     "Versions of Python, of this package and of what it stands on."
+
     def version(name):
-        try: return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError: return None
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
     return {"python": platform.python_version()} | {p: version(p) for p in ("ips_repro", *PACKAGES)}
 
-def git_state() -> dict: # {"commit": 40 hex digits or None, "dirty": bool or None}
-    "The commit of the checkout, and whether tracked files other than results and figures differ from it."
-    def git(*args): return subprocess.run(["git", "-C", str(project_root()), *args], capture_output=True, text=True, check=True).stdout.strip()
-    try: return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!figures"))}
-    except (OSError, subprocess.CalledProcessError): return {"commit": None, "dirty": None}
 
-def now() -> str: # ISO 8601, UTC, milliseconds
+def git_state() -> dict:  # {"commit": 40 hex digits or None, "dirty": bool or None}
+    "The commit of the checkout, and whether tracked files other than results and figures differ from it."
+
+    def git(*args):
+        return subprocess.run(
+            ["git", "-C", str(project_root()), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!figures")),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+def now() -> str:  # ISO 8601, UTC, milliseconds
     "The time, as manifests record it."
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
@@ -49,82 +78,126 @@ def now() -> str: # ISO 8601, UTC, milliseconds
 class Held(RuntimeError):
     "Another process is working on this run; the message says which, where and since when."
 
+
 class Finished(RuntimeError):
     "Another process has finished this run since it was last looked at."
 
+
 UNKNOWN = {"host": "?", "pid": "?", "since": "?"}
 
-def holder(folder: str|Path) -> dict|None: # {"host", "pid", "since"}
+
+def holder(folder: str | Path) -> dict | None:  # {"host", "pid", "since"}
     "Who holds this run, or held it when it died; None if nobody does."
-    try: who = read_json(Path(folder)/"holder.json")
-    except FileNotFoundError: return None
-    except ValueError: who = None
+    try:
+        who = read_json(Path(folder) / "holder.json")
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        who = None
     return UNKNOWN | (who if isinstance(who, dict) else {})
 
 # %% ../../nbs/runs/folder.ipynb #cedbd1fb
-def _lock(folder, wait=0.): # -> the lock, acquired. `Held` if it stays taken for `wait` seconds
-    lock = FileLock(Path(folder)/".lock")
-    try: lock.acquire(timeout=wait, poll_interval=0.05)
+def _lock(folder, wait=0.0):  # -> the lock, acquired. `Held` if it stays taken for `wait` seconds
+    lock = FileLock(Path(folder) / ".lock")
+    try:
+        lock.acquire(timeout=wait, poll_interval=0.05)
     except Timeout:
         who = holder(folder) or UNKNOWN
-        raise Held(f"{folder} is being worked on by process {who['pid']} on {who['host']}, since {who['since']}") from None
+        raise Held(
+            f"{folder} is being worked on by process {who['pid']} on {who['host']}, since {who['since']}"
+        ) from None
     return lock
 
-def check_free(folder: str|Path):
+
+def check_free(folder: str | Path):
     "`Held` if another process is working on this run."
-    if (Path(folder)/".lock").exists(): _lock(folder, wait=0.5).release() # a mere look takes it for a moment, too
+    if (Path(folder) / ".lock").exists():
+        _lock(folder, wait=0.5).release()  # a mere look takes it for a moment, too
 
 # %% ../../nbs/runs/folder.ipynb #f2334188
-def settle(folder: str|Path) -> None:
+def settle(folder: str | Path) -> None:
     "If whoever held this run died without a word, write down that it was killed. Nothing changes if it is still held."
-    try: lock = _lock(folder)
-    except (Held, OSError): return                                 # somebody is at it, or nothing can be written here
-    with lock: _settle(Path(folder))
+    try:
+        lock = _lock(folder)
+    except (Held, OSError):
+        return  # somebody is at it, or nothing can be written here
+    with lock:
+        _settle(Path(folder))
 
-def _settle(folder): # with the lock held
+
+def _settle(folder):  # with the lock held
     dead = holder(folder)
-    if dead is None: return
-    try: manifest = read_manifest(folder)
-    except (FileNotFoundError, ValueError): manifest = {"attempts": []}
+    if dead is None:
+        return
+    try:
+        manifest = read_manifest(folder)
+    except (FileNotFoundError, ValueError):
+        manifest = {"attempts": []}
     last = manifest["attempts"][-1] if manifest["attempts"] else {}
-    if last.get("since") != dead["since"] or last.get("pid") != dead["pid"]: manifest["attempts"].append(last := dict(dead)) # it died before it could write that it was there
+    if last.get("since") != dead["since"] or last.get("pid") != dead["pid"]:
+        manifest["attempts"].append(last := dict(dead))  # it died before it could write that it was there
     if "state" not in last:
         last["state"] = _recorded(folder) or "killed"
-        write_json(folder/"manifest.json", manifest)
-    why = f"process {dead['pid']} on {dead['host']} ended without a word" if last["state"] == "killed" else f"ended as {last['state']}, but could not write why"
-    if not (folder/"status.json").exists(): write_json(folder/"status.json", {"state": last["state"], "error": why, "ended": last.get("ended")})
-    (folder/"holder.json").unlink()
+        write_json(folder / "manifest.json", manifest)
+    why = (
+        f"process {dead['pid']} on {dead['host']} ended without a word"
+        if last["state"] == "killed"
+        else f"ended as {last['state']}, but could not write why"
+    )
+    if not (folder / "status.json").exists():
+        write_json(folder / "status.json", {"state": last["state"], "error": why, "ended": last.get("ended")})
+    (folder / "holder.json").unlink()
 
-def _recorded(folder): # the state in status.json, if it says one
-    try: return str(read_json(folder/"status.json")["state"])
-    except (OSError, ValueError, KeyError, TypeError): return None
+
+def _recorded(folder):  # the state in status.json, if it says one
+    try:
+        return str(read_json(folder / "status.json")["state"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 # %% ../../nbs/runs/folder.ipynb #73b8c49b
-OUTPUTS = ("metrics.csv", "summary.json", "selected_patches.csv", "predictions.csv", "shown.jpg", "weights.safetensors") # a manifest lists those that a run has
+OUTPUTS = (
+    "metrics.csv",
+    "summary.json",
+    "selected_patches.csv",
+    "predictions.csv",
+    "shown.jpg",
+    "weights.safetensors",
+)  # a manifest lists those that a run has
 
 # %% ../../nbs/runs/folder.ipynb #b0cca46d
-def read_manifest(folder: str|Path) -> dict: # with "parameters", "attempts" and "outputs", if only empty ones
+def read_manifest(folder: str | Path) -> dict:  # with "parameters", "attempts" and "outputs", if only empty ones
     "A run's manifest. `FileNotFoundError` or `ValueError` names the file if it is not there or not a manifest."
-    path = Path(folder)/"manifest.json"
+    path = Path(folder) / "manifest.json"
     found = read_json(path)
-    if not isinstance(found, dict): raise ValueError(f"{path} is not a run's manifest but a {type(found).__name__}")
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not a run's manifest but a {type(found).__name__}")
     found = {"parameters": {}, "attempts": [], "outputs": {}} | found
-    fits = {"parameters": isinstance(found["parameters"], dict), "attempts": isinstance(found["attempts"], list) and all(isinstance(a, dict) for a in found["attempts"]),
-            "outputs": isinstance(found["outputs"], dict) and set(found["outputs"]) <= set(OUTPUTS)} # what is listed is looked up: no other names
+    fits = {
+        "parameters": isinstance(found["parameters"], dict),
+        "attempts": isinstance(found["attempts"], list) and all(isinstance(a, dict) for a in found["attempts"]),
+        "outputs": isinstance(found["outputs"], dict) and set(found["outputs"]) <= set(OUTPUTS),
+    }  # what is listed is looked up: no other names
     for name, ok in fits.items():
-        if not ok: raise ValueError(f"{path} is not a run's manifest: {name} is {found[name]!r}"[:300])
+        if not ok:
+            raise ValueError(f"{path} is not a run's manifest: {name} is {found[name]!r}"[:300])
     return found
 
-BEFORE = {"recipe": "before"} # what a run was trained with that says nothing of it; any other parameter had today's default
+
+BEFORE = {
+    "recipe": "before"
+}  # what a run was trained with that says nothing of it; any other parameter had today's default
+
 
 def as_made(
-    manifest: dict, # from `read_manifest`
-    defaults: dict, # today's value of every parameter
+    manifest: dict,  # from `read_manifest`
+    defaults: dict,  # today's value of every parameter
 ) -> dict:
     "All parameters of a recorded run, with those that did not exist yet when it was made."
     return defaults | {k: v for k, v in BEFORE.items() if k in defaults} | manifest["parameters"]
 
-def parameters_hash(parameters: dict) -> str: # 64 hex digits
+
+def parameters_hash(parameters: dict) -> str:  # 64 hex digits
     "SHA-256 of parameters, in whatever order they are given."
     return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
 
@@ -133,12 +206,14 @@ class RunFolder:
     """A run's folder, as a context manager. Whatever happens inside, `status.json` is written last and says so.
 
     `note` adds to the manifest, `log` appends an epoch, `finish` the summary. An exception makes the state `failed`, Ctrl-C and SIGTERM `interrupted`; both go on upwards. `Held` if another process is at it."""
-    def __init__(self,
-        folder: str|Path,   # created on entering
-        parameters: dict,   # everything that determines the run
-        redo: bool = False, # begin again, though it may be done? `series` then is a new one
-        done=lambda: False, # asked when nobody else can be at it any more: is there nothing to do? Then `Finished`
-        **facts,            # more for the manifest: device, digits, scale, command
+
+    def __init__(
+        self,
+        folder: str | Path,  # created on entering
+        parameters: dict,  # everything that determines the run
+        redo: bool = False,  # begin again, though it may be done? `series` then is a new one
+        done=lambda: False,  # asked when nobody else can be at it any more: is there nothing to do? Then `Finished`
+        **facts,  # more for the manifest: device, digits, scale, command
     ):
         self.redo, self.done, self.facts, self.rows, self.summary = redo, done, facts, [], None
         self.folder, self.parameters = Path(folder), parameters
@@ -146,119 +221,190 @@ class RunFolder:
     def __enter__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
-            held.callback(_lock(self.folder, wait=3.).release) # a kernel whose launcher was killed needs a moment to go
+            held.callback(
+                _lock(self.folder, wait=3.0).release
+            )  # a kernel whose launcher was killed needs a moment to go
             held.enter_context(sigterm_interrupts())
-            if self.done(): raise Finished(str(self.folder))
+            if self.done():
+                raise Finished(str(self.folder))
             _describe(self, _earlier(self.folder, self.parameters))
-            self.held = held.pop_all()                         # lock and signals stay until the run's end
-        try: _begin(self)
-        except BaseException: _end(self, *sys.exc_info()[:2]); raise
+            self.held = held.pop_all()  # lock and signals stay until the run's end
+        try:
+            _begin(self)
+        except BaseException:
+            _end(self, *sys.exc_info()[:2])
+            raise
         return self
 
     def log(self, *rows: dict):
         "Add epochs' rows to metrics.csv."
         self.rows += rows
-        write_csv(self.folder/"metrics.csv", self.rows)
+        write_csv(self.folder / "metrics.csv", self.rows)
 
-    def note(self, **facts): write_json(self.folder/"manifest.json", self.manifest | facts); self.manifest |= facts
+    def note(self, **facts):
+        write_json(self.folder / "manifest.json", self.manifest | facts)
+        self.manifest |= facts
 
     def finish(self, summary: dict):
         "Write summary.json; a run that never gets here is not ok."
-        write_json(self.folder/"summary.json", summary)
+        write_json(self.folder / "summary.json", summary)
         self.summary = summary
 
-    def __exit__(self, kind, error, tb): _end(self, kind, error)
+    def __exit__(self, kind, error, tb):
+        _end(self, kind, error)
 
 # %% ../../nbs/runs/folder.ipynb #cc639a34
 def _describe(run, earlier):
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "since": now()} | {"git": git_state(), "versions": versions(), "device": run.facts.get("device")}
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "since": now()} | {
+        "git": git_state(),
+        "versions": versions(),
+        "device": run.facts.get("device"),
+    }
     before = next((a for a in reversed(earlier) if "series" in a), {})
-    again = run.redo and not (before.get("redo") and before.get("state") != "ok") # what was begun again and cut short goes on
+    again = run.redo and not (
+        before.get("redo") and before.get("state") != "ok"
+    )  # what was begun again and cut short goes on
     me |= {"redo": run.redo, "series": f"{me['since']} {me['pid']}" if again else before.get("series", "")}
-    run.series, run.changed = me["series"], [] if again else [k for k in ("git", "versions", "device") if k in before and before[k] != me[k]]
-    run.manifest = {"parameters": run.parameters, "parameters_sha256": parameters_hash(run.parameters), **run.facts, "git": me["git"], "versions": me["versions"],
-                     "started": next((a["since"] for a in earlier if a.get("series") == run.series), me["since"]), "ended": None, "attempts": earlier + [me]}
+    run.series, run.changed = (
+        me["series"],
+        [] if again else [k for k in ("git", "versions", "device") if k in before and before[k] != me[k]],
+    )
+    run.manifest = {
+        "parameters": run.parameters,
+        "parameters_sha256": parameters_hash(run.parameters),
+        **run.facts,
+        "git": me["git"],
+        "versions": me["versions"],
+        "started": next((a["since"] for a in earlier if a.get("series") == run.series), me["since"]),
+        "ended": None,
+        "attempts": earlier + [me],
+    }
 
-def _begin(run): # in this order: whenever it is killed, what lies there does not look finished, and this attempt is known
-    write_json(run.folder/"holder.json", {k: run.manifest["attempts"][-1][k] for k in UNKNOWN})
-    (run.folder/"status.json").unlink(missing_ok=True)
-    write_json(run.folder/"manifest.json", run.manifest)
-    for name in OUTPUTS[1:]: (run.folder/name).unlink(missing_ok=True) # metrics.csv stays until the first row replaces it
+
+def _begin(
+    run,
+):  # in this order: whenever it is killed, what lies there does not look finished, and this attempt is known
+    write_json(run.folder / "holder.json", {k: run.manifest["attempts"][-1][k] for k in UNKNOWN})
+    (run.folder / "status.json").unlink(missing_ok=True)
+    write_json(run.folder / "manifest.json", run.manifest)
+    for name in OUTPUTS[1:]:
+        (run.folder / name).unlink(missing_ok=True)  # metrics.csv stays until the first row replaces it
 
 # %% ../../nbs/runs/folder.ipynb #358db4b3
-def _earlier(folder, parameters): # with the lock held: the attempts so far at this run; strays of a killed one are swept up
+def _earlier(
+    folder, parameters
+):  # with the lock held: the attempts so far at this run; strays of a killed one are swept up
     _settle(folder)
-    for stray in folder.rglob(".*.tmp"): stray.unlink()
-    try: manifest = read_manifest(folder)
-    except (FileNotFoundError, ValueError): return []
-    if manifest["parameters"] == parameters: return manifest["attempts"]
-    for left in (folder/"metrics.csv", *folder.glob("checkpoints/epoch_*.ckpt")): left.unlink(missing_ok=True) # of another run
+    for stray in folder.rglob(".*.tmp"):
+        stray.unlink()
+    try:
+        manifest = read_manifest(folder)
+    except (FileNotFoundError, ValueError):
+        return []
+    if manifest["parameters"] == parameters:
+        return manifest["attempts"]
+    for left in (folder / "metrics.csv", *folder.glob("checkpoints/epoch_*.ckpt")):
+        left.unlink(missing_ok=True)  # of another run
     return []
+
 
 def _end(run, kind, error):
     state = "ok" if kind is None else "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
-    if state == "ok" and run.summary is None: state, error = "failed", RuntimeError("the run ended without a summary")
+    if state == "ok" and run.summary is None:
+        state, error = "failed", RuntimeError("the run ended without a summary")
     why = None if error is None else "".join(traceback.format_exception_only(error)).strip()
     run.manifest["ended"] = run.manifest["attempts"][-1]["ended"] = now()
     run.manifest["attempts"][-1]["state"] = state
     with run.held, undisturbed():
         try:
-            run.manifest["outputs"] = {n: sha256(run.folder/n) for n in OUTPUTS if (run.folder/n).is_file()}
-            write_json(run.folder/"manifest.json", run.manifest)
-        finally: write_json(run.folder/"status.json", {"state": state, "error": why, "ended": run.manifest["ended"]})
-        (run.folder/"holder.json").unlink(missing_ok=True)
+            run.manifest["outputs"] = {n: sha256(run.folder / n) for n in OUTPUTS if (run.folder / n).is_file()}
+            write_json(run.folder / "manifest.json", run.manifest)
+        finally:
+            write_json(run.folder / "status.json", {"state": state, "error": why, "ended": run.manifest["ended"]})
+        (run.folder / "holder.json").unlink(missing_ok=True)
 
 # %% ../../nbs/runs/folder.ipynb #3d84202d
-def state(folder: str|Path) -> str:
+def state(folder: str | Path) -> str:
     "`ok`, `failed`, `interrupted` or `killed` as recorded; without a record `running` if somebody is at it, else `killed`; `absent` if there is nothing; `unreadable` if the record cannot be read."
     folder = Path(folder)
-    try: return str(read_json(folder/"status.json")["state"])
-    except FileNotFoundError: return _unrecorded(folder)
-    except (ValueError, KeyError, TypeError): return "unreadable"
+    try:
+        return str(read_json(folder / "status.json")["state"])
+    except FileNotFoundError:
+        return _unrecorded(folder)
+    except (ValueError, KeyError, TypeError):
+        return "unreadable"
+
 
 def _unrecorded(folder):
-    if not (folder/"manifest.json").is_file(): return "absent"
-    try: check_free(folder)
-    except Held: return "running"
-    except OSError: return "unreadable"                            # nothing can be written here, so whether the lock is held cannot be asked
+    if not (folder / "manifest.json").is_file():
+        return "absent"
+    try:
+        check_free(folder)
+    except Held:
+        return "running"
+    except OSError:
+        return "unreadable"  # nothing can be written here, so whether the lock is held cannot be asked
     return "killed"
 
 # %% ../../nbs/runs/folder.ipynb #e6486c92
-SUPERSEDED = "superseded" # how the reason begins
+SUPERSEDED = "superseded"  # how the reason begins
 
-def superseded(folder: str|Path, parameters: dict) -> str|None:
+
+def superseded(folder: str | Path, parameters: dict) -> str | None:
     "Why what lies in a run's folder is of an earlier recipe than these parameters, or None. It stands in nobody's way: it may be replaced."
-    try: made = BEFORE | read_manifest(folder)["parameters"]
-    except (FileNotFoundError, ValueError): return None
-    old = [f"{k} is {made[k]!r}, today's is {parameters[k]!r}" for k in BEFORE if k in parameters and made[k] != parameters[k]]
+    try:
+        made = BEFORE | read_manifest(folder)["parameters"]
+    except (FileNotFoundError, ValueError):
+        return None
+    old = [
+        f"{k} is {made[k]!r}, today's is {parameters[k]!r}"
+        for k in BEFORE
+        if k in parameters and made[k] != parameters[k]
+    ]
     return f"{SUPERSEDED}: {', '.join(old)}" if old else None
 
+
 def why_not_done(
-    folder: str|Path,
+    folder: str | Path,
     parameters: dict,
-    defaults: dict = {}, # what a parameter was that did not exist yet when the run was made
-) -> str|None:
+    defaults: dict = {},  # what a parameter was that did not exist yet when the run was made
+) -> str | None:
     "Why this run is not done with exactly these parameters, or None if it is. Weights may be missing (they are not committed), but not altered."
     folder, ended = Path(folder), state(folder)
-    if ended != "running" and (old := superseded(folder, parameters)): return old
-    if ended != "ok": return ended
-    try: manifest = read_manifest(folder)
-    except (FileNotFoundError, ValueError) as e: return str(e)
-    if manifest.get("parameters_sha256") != parameters_hash(manifest["parameters"]): return "the manifest is not as the run wrote it"
+    if ended != "running" and (old := superseded(folder, parameters)):
+        return old
+    if ended != "ok":
+        return ended
+    try:
+        manifest = read_manifest(folder)
+    except (FileNotFoundError, ValueError) as e:
+        return str(e)
+    if manifest.get("parameters_sha256") != parameters_hash(manifest["parameters"]):
+        return "the manifest is not as the run wrote it"
     made = {k: v for k, v in (defaults | BEFORE).items() if k in parameters} | manifest["parameters"]
-    if made != parameters: return "made with other parameters"
-    if not manifest["outputs"]: return "the manifest lists no outputs"
+    if made != parameters:
+        return "made with other parameters"
+    if not manifest["outputs"]:
+        return "the manifest lists no outputs"
     for name, was in manifest["outputs"].items():
-        if name != "weights.safetensors" and not (folder/name).is_file(): return f"{name} is missing"
+        if name != "weights.safetensors" and not (folder / name).is_file():
+            return f"{name} is missing"
     altered = altered_output(folder, weights=True)
     return altered and f"{altered} is not what the run wrote"
 
-def altered_output(folder: str|Path, weights: bool = False) -> str|None:
+
+def altered_output(folder: str | Path, weights: bool = False) -> str | None:
     "The first output that is there but does not have the SHA-256 that the manifest lists, or None. Weights, which are large, only if asked for."
     for name, was in read_manifest(folder)["outputs"].items():
-        if (weights or name != "weights.safetensors") and (Path(folder)/name).is_file() and sha256(Path(folder)/name) != was: return name
+        if (
+            (weights or name != "weights.safetensors")
+            and (Path(folder) / name).is_file()
+            and sha256(Path(folder) / name) != was
+        ):
+            return name
     return None
 
-def is_done(folder: str|Path, parameters: dict, defaults: dict = {}) -> bool:
+
+def is_done(folder: str | Path, parameters: dict, defaults: dict = {}) -> bool:
     "Did a run with exactly these parameters end well here, and is what it wrote still what it wrote?"
     return why_not_done(folder, parameters, defaults) is None

@@ -7,27 +7,30 @@ __all__ = ['titled', 'save_figure', 'save_all']
 
 # %% ../../nbs/runs/pictures.ipynb #adae5325
 import textwrap
-from pathlib import Path
 
 from ..base.core import scale_dir
 
 # %% ../../nbs/runs/pictures.ipynb #7d2db05a
-def titled(fig, title: str, text: str): # the figure
+def titled(fig, title: str, text: str):  # the figure
     "Put a title and a small text above a figure."
     lines = textwrap.wrap(text, int(fig.get_figwidth() * 15))
     fig.text(0.01, 1 + 5 / 72 / fig.get_figheight(), "\n".join(lines), fontsize=8, color="0.35", va="bottom")
-    fig.text(0.01, 1 + (len(lines) * 11 + 9) / 72 / fig.get_figheight(), title, fontsize=12, fontweight="bold", va="bottom")
+    fig.text(
+        0.01, 1 + (len(lines) * 11 + 9) / 72 / fig.get_figheight(), title, fontsize=12, fontweight="bold", va="bottom"
+    )
     return fig
 
-def save_figure(fig, name: str, scale: str = "paper"): # -> [png, pdf]
+
+def save_figure(fig, name: str, scale: str = "paper"):  # -> [png, pdf]
     "Save `figures/<name>.png` and `.pdf`, without dates, so that the same data gives the same bytes. Smoke figures go to `figures/smoke`."
     folder = scale_dir("figures", "smoke" if scale == "smoke" else "paper")
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder/f"{name}.png", folder/f"{name}.pdf"]
+    paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
     fig.savefig(paths[0], dpi=150, bbox_inches="tight", metadata={"Software": None})
     fig.savefig(paths[1], bbox_inches="tight", metadata={"CreationDate": None, "Creator": None, "Producer": None})
     return paths
 
-def save_all(figures: dict, scale: str) -> list: # paths
+
+def save_all(figures: dict, scale: str) -> list:  # paths
     "Save figures (name -> matplotlib figure, or None) where those of a scale belong."
     return [path for name, fig in figures.items() if fig for path in save_figure(fig, name, scale)]

@@ -13,20 +13,20 @@ import shlex
 from pathlib import Path
 from statistics import median
 
-from ..base.core import out_root, project_root, read_json
+from ..base.core import out_root, read_json
 from ..base.params import ParameterError
-from .reuse import twin, vacant
 from .folder import SUPERSEDED, parameters_hash, state, why_not_done
 from .registry import experiment, experiments
+from .reuse import twin, vacant
 from .run import Run, experiment_runs, parameter_words
 from .speed import recall
 
 # %% ../../nbs/runs/plan.ipynb #804e21a0
 def make_plan(
-    names: list = (),        # of experiments; default: all
+    names: list = (),  # of experiments; default: all
     scale: str = "paper",
-    substitutes: bool = False, # plan with other data where those of the scale cannot be had?
-) -> list[dict]:             # id, notebook, given, folder, parameters, scale, cpu_minutes, gib
+    substitutes: bool = False,  # plan with other data where those of the scale cannot be had?
+) -> list[dict]:  # id, notebook, given, folder, parameters, scale, cpu_minutes, gib
     "A line for every run of the experiments; those that matter most to their family first. `ParameterError` for an unknown one."
     lines, measured = [], {}
     asked_for = {name: experiment(name) for name in names or experiments()}
@@ -34,97 +34,153 @@ def make_plan(
     for name, e in asked_for.items():
         notebook = f"nbs/{e.notebook}.ipynb"
         for run in experiment_runs(e, others[e.family.name], scale):
-            asked = {"scale": scale} | ({"digits": run["digits"]} if "digits" in run else {}) | run.asked # by name: nobody decides again
-            lines.append({"id": line_id(notebook, e.asks | run), "notebook": notebook, "experiment": name, "given": asked,
-                          "folder": str(run.folder.relative_to(out_root())), "parameters": dict(run), "scale": scale} | e.family.cost(run))
-            if minutes := recall(run): measured[lines[-1]["id"]] = minutes
+            asked = (
+                {"scale": scale} | ({"digits": run["digits"]} if "digits" in run else {}) | run.asked
+            )  # by name: nobody decides again
+            lines.append(
+                {
+                    "id": line_id(notebook, e.asks | run),
+                    "notebook": notebook,
+                    "experiment": name,
+                    "given": asked,
+                    "folder": str(run.folder.relative_to(out_root())),
+                    "parameters": dict(run),
+                    "scale": scale,
+                }
+                | e.family.cost(run)
+            )
+            if minutes := recall(run):
+                measured[lines[-1]["id"]] = minutes
     lines.sort(key=lambda line: experiment(line["experiment"]).family.turn(line["experiment"], line["parameters"]))
     return _timed(lines, measured)
 
-def _timed(lines, measured): # with the minutes that were measured here; the estimates of the others are scaled as those turned out
+
+def _timed(
+    lines, measured
+):  # with the minutes that were measured here; the estimates of the others are scaled as those turned out
     ratios = [measured[l["id"]] / l["cpu_minutes"] for l in lines if measured.get(l["id"]) and l["cpu_minutes"]]
-    factor = median(ratios) if ratios else 1.
+    factor = median(ratios) if ratios else 1.0
     for l in lines:
         formula = l["cpu_minutes"] and l["cpu_minutes"] * factor
         minutes = measured.get(l["id"], formula)
         l |= {"cpu_minutes": minutes and round(minutes, 1), "measured": l["id"] in measured}
     return lines
 
-def line_id(notebook: str, parameters: dict) -> str: # 12 hex digits
+
+def line_id(notebook: str, parameters: dict) -> str:  # 12 hex digits
     "The name of a line: a hash of its notebook and all its parameters."
     return hashlib.sha256(json.dumps([notebook, parameters], sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../../nbs/runs/plan.ipynb #e38eb61d
-def read_plan(path: str|Path) -> list[dict]:
+def read_plan(path: str | Path) -> list[dict]:
     "The lines of a JSON file as `ips-repro plan --json` writes it. `ParameterError` names the file and what is wrong."
-    try: lines = read_json(path)
-    except (OSError, ValueError) as e: raise ParameterError(f"plan: {e}") from None
-    if not isinstance(lines, list): raise ParameterError(f"plan: {path} is not a list of lines")
-    for line in lines: _check_line(line, path)
+    try:
+        lines = read_json(path)
+    except (OSError, ValueError) as e:
+        raise ParameterError(f"plan: {e}") from None
+    if not isinstance(lines, list):
+        raise ParameterError(f"plan: {path} is not a list of lines")
+    for line in lines:
+        _check_line(line, path)
     for what in ("id", "folder"):
-        if len({line[what] for line in lines}) < len(lines): raise ParameterError(f"plan: {path}: two lines have the same {what}")
+        if len({line[what] for line in lines}) < len(lines):
+            raise ParameterError(f"plan: {path}: two lines have the same {what}")
     return lines
 
 # %% ../../nbs/runs/plan.ipynb #42dcbd40
 NEEDS = {"id": str, "notebook": str, "given": dict, "folder": str, "parameters": dict}
 
+
 def _check_line(line, path):
-    if not isinstance(line, dict) or any(not isinstance(line.get(n), kind) for n, kind in NEEDS.items()): raise ParameterError(f"plan: {path} is not a list of lines with {', '.join(NEEDS)}")
-    if not re.fullmatch(r"\w{1,64}", line["id"]): raise ParameterError(f"plan: {path}: the id {line['id']!r} is not of letters and digits")
-    if any(not isinstance(line.get(n, 0), (int, float, type(None))) for n in ("cpu_minutes", "gib")): raise ParameterError(f"plan: {path}: cpu_minutes or gib of {line['id']} is no number")
-    folder, results = (out_root()/line["folder"]).resolve(), (out_root()/"results").resolve()
-    if not folder.is_relative_to(results) or len(folder.relative_to(results).parts) < 3: raise ParameterError(f"plan: {path}: the folder {line['folder']!r} is not one of a run below {results}, such as results/Noise_Size/results_x/seed_0: it lies outside")
+    if not isinstance(line, dict) or any(not isinstance(line.get(n), kind) for n, kind in NEEDS.items()):
+        raise ParameterError(f"plan: {path} is not a list of lines with {', '.join(NEEDS)}")
+    if not re.fullmatch(r"\w{1,64}", line["id"]):
+        raise ParameterError(f"plan: {path}: the id {line['id']!r} is not of letters and digits")
+    if any(not isinstance(line.get(n, 0), (int, float, type(None))) for n in ("cpu_minutes", "gib")):
+        raise ParameterError(f"plan: {path}: cpu_minutes or gib of {line['id']} is no number")
+    folder, results = (out_root() / line["folder"]).resolve(), (out_root() / "results").resolve()
+    if not folder.is_relative_to(results) or len(folder.relative_to(results).parts) < 3:
+        raise ParameterError(
+            f"plan: {path}: the folder {line['folder']!r} is not one of a run below {results}, such as results/Noise_Size/results_x/seed_0: it lies outside"
+        )
+
 
 def words(line: dict) -> list[str]:
     "The arguments of `ips-repro` that do this line."
     return ["run", line["notebook"], *parameter_words(line["given"])]
+
 
 def shell(line: dict) -> str:
     "The same as a command to paste."
     return shlex.join(["ips-repro", *words(line)])
 
 # %% ../../nbs/runs/plan.ipynb #96011560
-def action(line: dict) -> tuple[str, str]: # ("reuse" | "copy" | "resume" | "run" | "failed" | "running", why)
+def action(line: dict) -> tuple[str, str]:  # ("reuse" | "copy" | "resume" | "run" | "failed" | "running", why)
     "What a sweep does with a line. A run that failed is not tried again unless asked for."
-    folder = out_root()/line["folder"]
+    folder = out_root() / line["folder"]
     e = experiments().get(line.get("experiment"))
-    if e and vacant(run := Run(e, line["parameters"])) and (same := twin(run)): return "copy", f"the same run is done in {same.relative_to(out_root())}"
+    if e and vacant(run := Run(e, line["parameters"])) and (same := twin(run)):
+        return "copy", f"the same run is done in {same.relative_to(out_root())}"
     why = why_not_done(folder, line["parameters"], e.family.defaults if e else {})
-    if why is None: return "reuse", "done with the same parameters"
-    if why.startswith(SUPERSEDED): return "run", why
-    if why == "running": return "running", "somebody is at it"
-    if why == "failed": return "failed", str(_error(folder))
-    saved = any((folder/"checkpoints").glob("epoch_*.ckpt")) if (folder/"checkpoints").is_dir() else False
-    if saved and state(folder) in ("interrupted", "killed"): return "resume", f"{why}, with a checkpoint"
+    if why is None:
+        return "reuse", "done with the same parameters"
+    if why.startswith(SUPERSEDED):
+        return "run", why
+    if why == "running":
+        return "running", "somebody is at it"
+    if why == "failed":
+        return "failed", str(_error(folder))
+    saved = any((folder / "checkpoints").glob("epoch_*.ckpt")) if (folder / "checkpoints").is_dir() else False
+    if saved and state(folder) in ("interrupted", "killed"):
+        return "resume", f"{why}, with a checkpoint"
     return "run", "not there" if why == "absent" else why
+
 
 def actions(lines: list[dict]) -> list[tuple[str, str]]:
     "The `action` for each line. Of the same runs in several experiments one is trained and the others are copies."
     acts, first = [], {}
     for line in lines:
         act, key = action(line), parameters_hash(line["parameters"])
-        if key in first and (act == ("run", "not there") or act[1].startswith(SUPERSEDED)): act = "copy", f"the same run as {first[key]}"
-        elif act[0] != "copy": first.setdefault(key, line["id"]) # being done, to be done, or failed: not to be done beside it
+        if key in first and (act == ("run", "not there") or act[1].startswith(SUPERSEDED)):
+            act = "copy", f"the same run as {first[key]}"
+        elif act[0] != "copy":
+            first.setdefault(key, line["id"])  # being done, to be done, or failed: not to be done beside it
         acts.append(act)
     return acts
 
 # %% ../../nbs/runs/plan.ipynb #e819b65c
 def _error(folder):
-    try: return read_json(folder/"status.json")["error"]
-    except (OSError, ValueError, KeyError, TypeError): return "?"
+    try:
+        return read_json(folder / "status.json")["error"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "?"
 
-def _basis(lines): # what the minutes rest on
+
+def _basis(lines):  # what the minutes rest on
     n = sum(l.get("measured", False) for l in lines)
-    if n == len(lines): return "* from batches that were timed on this machine, with nothing beside it; no GPU has been measured"
-    if n: return f"* from batches that were timed on this machine for {n} of the runs; the others estimated, scaled by those; no GPU has been measured"
+    if n == len(lines):
+        return "* from batches that were timed on this machine, with nothing beside it; no GPU has been measured"
+    if n:
+        return f"* from batches that were timed on this machine for {n} of the runs; the others estimated, scaled by those; no GPU has been measured"
     return "* estimated from the parameters: none of these kinds of run was timed on this machine yet; no GPU has been measured"
+
 
 def table(lines: list[dict]) -> str:
     "The plan with what would happen to each line, and totals."
     acts = actions(lines)
     number = lambda v, width: f"{v:>{width}.1f}" if v is not None else "?".rjust(width)
-    rows = [f"{l['id']}  {a:7}  {number(l.get('cpu_minutes'), 9)}  {number(l.get('gib'), 5)}  {l['folder']}  ({why})" for l, (a, why) in zip(lines, acts)]
+    rows = [
+        f"{l['id']}  {a:7}  {number(l.get('cpu_minutes'), 9)}  {number(l.get('gib'), 5)}  {l['folder']}  ({why})"
+        for l, (a, why) in zip(lines, acts)
+    ]
     left = [l for l, (a, _) in zip(lines, acts) if a in ("run", "resume")]
     hours = sum(l.get("cpu_minutes") or 0 for l in left) / 60
     counts = ", ".join(f"{sum(a == k for a, _ in acts)} {k}" for k in dict.fromkeys(a for a, _ in acts))
-    return "\n".join(["id            action   cpu min*    GiB*  folder", *rows, f"{len(lines)} runs: {counts}; left: {hours:.1f} h* on two CPU cores", _basis(lines)])
+    return "\n".join(
+        [
+            "id            action   cpu min*    GiB*  folder",
+            *rows,
+            f"{len(lines)} runs: {counts}; left: {hours:.1f} h* on two CPU cores",
+            _basis(lines),
+        ]
+    )

@@ -14,33 +14,39 @@ from ..base.params import ParameterError
 from .family import Experiment, Family
 
 # %% ../../nbs/runs/registry.ipynb #b62d40de
-FAMILIES = { # package -> its module that lists `EXPERIMENTS`
+FAMILIES = {  # package -> its module that lists `EXPERIMENTS`
     "digits": "experiments",
     "signs": "settings",
     "slides": "settings",
     "lines": "settings",
 }
 
+
 @cache
-def experiments() -> dict[str, Experiment]: # name of the folder under results/ -> experiment
+def experiments() -> dict[str, Experiment]:  # name of the folder under results/ -> experiment
     "All experiments of all families."
     found = {}
-    for package, listing in FAMILIES.items(): found |= import_module(f"ips_repro.{package}.{listing}").EXPERIMENTS
+    for package, listing in FAMILIES.items():
+        found |= import_module(f"ips_repro.{package}.{listing}").EXPERIMENTS
     return found
+
 
 def experiment(name: str) -> Experiment:
     "The experiment of this name. `ParameterError` lists those there are."
-    if name not in experiments(): raise ParameterError(f"experiment: {name!r} is none of {', '.join(experiments())}")
+    if name not in experiments():
+        raise ParameterError(f"experiment: {name!r} is none of {', '.join(experiments())}")
     return experiments()[name]
+
 
 def families() -> list[Family]:
     "All families, each once."
     found = {e.family.name: e.family for e in experiments().values()}
     return list(found.values())
 
+
 def part(
     family: Family,
-    name: str,       # "training" or "results"
+    name: str,  # "training" or "results"
 ) -> ModuleType:
     "A module of a family's package, imported now."
     return import_module(f"ips_repro.{family.name}.{name}")

@@ -16,30 +16,35 @@ from .folder import read_manifest, state, superseded, why_not_done
 from .registry import experiments
 from .run import Run
 
-
 # %% ../../nbs/runs/reuse.ipynb #ff60677c
-def _computed(run): # the run itself, and if it leaves open in which precision it is computed, every explicit one
+def _computed(run):  # the run itself, and if it leaves open in which precision it is computed, every explicit one
     explicit = [p for p in CHOICES["precision"] if p != "auto"] if run.get("precision") == "auto" else []
     return [run, *(run | {"precision": p} for p in explicit)]
 
-def twin(run: Run) -> Path|None:
+
+def twin(run: Run) -> Path | None:
     """The folder of a finished run that can stand for this one.
 
     It has the same parameters in another experiment of the family, or, where the precision is `auto`, any precision."""
     known = experiments()
-    if run.experiment.name not in known: return None
+    if run.experiment.name not in known:
+        return None
     family = [e for e in known.values() if e.family is run.family]
     others = [Run(e, parameters) for parameters in _computed(run) for e in family]
-    return next((r.folder for r in others if r.folder != run.folder and r.folder.is_dir() and r.why_not_done() is None), None)
+    return next(
+        (r.folder for r in others if r.folder != run.folder and r.folder.is_dir() and r.why_not_done() is None), None
+    )
+
 
 def vacant(run: Run) -> bool:
     "May a copy of this run be put into its folder: is nothing there, or only a run of an earlier recipe?"
     there = state(run.folder)
     return there == "absent" or (there != "running" and superseded(run.folder, run) is not None)
 
-
 # %% ../../nbs/runs/reuse.ipynb #23afa143
-def adopt(source: str|Path, run: Run, **facts) -> bool: # done? no if its folder is not `vacant`, or the source is no longer whole
+def adopt(
+    source: str | Path, run: Run, **facts
+) -> bool:  # done? no if its folder is not `vacant`, or the source is no longer whole
     "Copy a finished run, whole or not at all, as this one. `facts` replace those in its manifest: experiment, command, reduced."
     source, folder = Path(source), run.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -47,21 +52,30 @@ def adopt(source: str|Path, run: Run, **facts) -> bool: # done? no if its folder
     used = manifest.get("precision", manifest["parameters"].get("precision"))
     facts |= {"parameters": dict(run), "parameters_sha256": run.sha256, "precision": used}
     with tempfile.TemporaryDirectory(prefix=".copy", dir=folder.parent) as tmp:
-        copy = Path(tmp)/folder.name
+        copy = Path(tmp) / folder.name
         copy.mkdir()
         for name in (*manifest["outputs"], "status.json"):
-            if (source/name).is_file(): shutil.copyfile(source/name, copy/name)
-        write_json(copy/"manifest.json", manifest | facts | {"copied_from": str(source.relative_to(out_root()))})
-        if why_not_done(copy, run) is not None: return False # it was begun anew meanwhile
-        if folder.exists() and superseded(folder, run) and vacant(run): folder.rename(Path(tmp)/"superseded")
-        try: copy.rename(folder)
-        except OSError: return False # a folder with something in it is never replaced
+            if (source / name).is_file():
+                shutil.copyfile(source / name, copy / name)
+        write_json(copy / "manifest.json", manifest | facts | {"copied_from": str(source.relative_to(out_root()))})
+        if why_not_done(copy, run) is not None:
+            return False  # it was begun anew meanwhile
+        if folder.exists() and superseded(folder, run) and vacant(run):
+            folder.rename(Path(tmp) / "superseded")
+        try:
+            copy.rename(folder)
+        except OSError:
+            return False  # a folder with something in it is never replaced
     return True
 
-def copied(run: Run, facts: dict) -> bool: # facts: as for `adopt`
+
+def copied(run: Run, facts: dict) -> bool:  # facts: as for `adopt`
     "Is a run done now, because another experiment has the same one? It is copied then, and a line says so."
     source = twin(run) if vacant(run) else None
-    if source is None or not adopt(source, run, **facts): return False
-    print(f"the same run is in {source.relative_to(out_root())}: copied to {run.folder.relative_to(out_root())}", flush=True)
+    if source is None or not adopt(source, run, **facts):
+        return False
+    print(
+        f"the same run is in {source.relative_to(out_root())}: copied to {run.folder.relative_to(out_root())}",
+        flush=True,
+    )
     return True
-

@@ -6,7 +6,6 @@
 __all__ = ['differences', 'reduction_text', 'counted_as', 'Run', 'parameter_words', 'recorded_run', 'experiment_runs']
 
 # %% ../../nbs/runs/run.ipynb #7e886f5d
-import hashlib
 import shlex
 from pathlib import Path
 
@@ -19,38 +18,50 @@ from .folder import as_made, parameters_hash, read_manifest, why_not_done
 def differences(
     family: Family,
     run: dict,
-    scale: str,        # compared with the plain run of this scale,
+    scale: str,  # compared with the plain run of this scale,
     fixed: dict = {},  # with these set in it, too,
     axes: tuple = (),  # and with the run's own values of these, besides the family's axes
-    **published,       # what that scale had instead of what can be asked for here
-) -> dict:             # parameter -> (value here, value there)
+    **published,  # what that scale had instead of what can be asked for here
+) -> dict:  # parameter -> (value here, value there)
     "Where a run is not as a scale has it, except in what merely follows from other parameters."
     there = fixed | {name: run[name] for name in (*family.axes, *axes)}
     plain = complete_run(family, there, scale) | published
-    apart = {k: run[k] for k in family.defaults if k not in (*family.axes, *axes, *family.derived) and run[k] != plain[k]}
-    def follows(name): # is the value the same if nobody asks for it?
+    apart = {
+        k: run[k] for k in family.defaults if k not in (*family.axes, *axes, *family.derived) and run[k] != plain[k]
+    }
+
+    def follows(name):  # is the value the same if nobody asks for it?
         rest = {k: v for k, v in apart.items() if k != name}
-        try: return complete_run(family, there | rest, scale)[name] == run[name]
-        except ParameterError: return False                 # impossible without it
+        try:
+            return complete_run(family, there | rest, scale)[name] == run[name]
+        except ParameterError:
+            return False  # impossible without it
+
     return {k: (run[k], plain[k]) for k in apart if k in published or not follows(k)}
 
-def reduction_text(reduced: list[dict]) -> list[str]: # e.g. ["M 16 (paper 100)", ...]
+
+def reduction_text(reduced: list[dict]) -> list[str]:  # e.g. ["M 16 (paper 100)", ...]
     "What several runs reduced (see `Run.reduced`), each parameter once."
     merged = {}
     for r in reduced:
         for k, v in r.items():
             here, paper = merged.setdefault(k, ({}, {}))
-            here[v["here"]], paper[v["paper"]] = None, None # dicts keep the order and drop repeats
-    def show(values): return "/".join(f"{v:g}" if isinstance(v, (int, float)) else str(v) for v in values)
+            here[v["here"]], paper[v["paper"]] = None, None  # dicts keep the order and drop repeats
+
+    def show(values):
+        return "/".join(f"{v:g}" if isinstance(v, (int, float)) else str(v) for v in values)
+
     return [f"{k} {show(here)} (paper {show(paper)})" for k, (here, paper) in merged.items()]
 
-def counted_as(family: Family, run: dict) -> tuple: # (parameter, value) pairs
+
+def counted_as(family: Family, run: dict) -> tuple:  # (parameter, value) pairs
     "What a run is evidence of: runs with equal pairs differ at most in how they were computed, and count once."
     return tuple((k, v) for k, v in sorted(run.items()) if k not in family.unimportant)
 
 # %% ../../nbs/runs/run.ipynb #2fccf386
 class Run(dict):
     "All parameters of one training, as a dict that knows the experiment it belongs to and what follows from both."
+
     def __init__(self, experiment: Experiment, parameters: dict):
         super().__init__(parameters)
         self.experiment, self.family = experiment, experiment.family
@@ -60,7 +71,7 @@ class Run(dict):
         return Run(self.experiment, self | changes)
 
     @property
-    def variant(self) -> dict: # parameter -> value
+    def variant(self) -> dict:  # parameter -> value
         "What was set otherwise than the run's scale has it: {} for a plain run."
         return {k: here for k, (here, _) in differences(self.family, self, self["scale"]).items()}
 
@@ -68,17 +79,20 @@ class Run(dict):
     def folder(self) -> Path:
         "Where its results go, absolute; not created: `results/[quick/]<experiment>/<settings>/seed_<s>`."
         name = self.family.folder(self, self.variant)
-        return scale_dir("results", self["scale"])/self.experiment.name/name/f"seed_{self['seed']}"
+        return scale_dir("results", self["scale"]) / self.experiment.name / name / f"seed_{self['seed']}"
 
     @property
-    def sha256(self) -> str: # 64 hex digits
+    def sha256(self) -> str:  # 64 hex digits
         return parameters_hash(self)
 
     @property
-    def asked(self) -> dict: # parameter -> value
+    def asked(self) -> dict:  # parameter -> value
         "What to ask of the experiment's notebook to get this run and no other."
         e = self.experiment
-        varied = (*self.family.axes, *(k for block in e.grids[self["scale"]] for k in block)) # other blocks may have other values
+        varied = (
+            *self.family.axes,
+            *(k for block in e.grids[self["scale"]] for k in block),
+        )  # other blocks may have other values
         named = {k: self[k] for k in varied if self[k] is not None}
         return e.asks | named | self.variant
 
@@ -89,13 +103,13 @@ class Run(dict):
         return shlex.join([*words, *parameter_words({"scale": self["scale"]} | self.asked)])
 
     @property
-    def changed(self) -> dict: # parameter -> value
+    def changed(self) -> dict:  # parameter -> value
         "What was set otherwise than the experiment has it at the run's scale, however it was computed: {} for a plain run."
         apart = self._from_its_block(self["scale"])
         return {k: here for k, (here, _) in apart.items()}
 
     @property
-    def reduced(self) -> dict: # parameter -> {"here": value, "paper": value}
+    def reduced(self) -> dict:  # parameter -> {"here": value, "paper": value}
         "What differs from the published setting of this experiment; other data first."
         family = self.family
         published = {k: v for k, v in (family.published | family.in_paper(self)).items() if self[k] is not None}
@@ -104,7 +118,7 @@ class Run(dict):
         apart = self._from_its_block("paper", **published)
         return data | {k: {"here": here, "paper": paper} for k, (here, paper) in apart.items()}
 
-    def _from_its_block(self, scale, **published): # `differences` from the block of the grid that is most like it
+    def _from_its_block(self, scale, **published):  # `differences` from the block of the grid that is most like it
         e, axes = self.experiment, (*self.experiment.axes, *self.family.axes)
         found = []
         for block in e.grids[scale]:
@@ -118,24 +132,26 @@ class Run(dict):
         "What it is evidence of: see `counted_as`."
         return counted_as(self.family, self)
 
-    def why_not_done(self) -> str|None:
+    def why_not_done(self) -> str | None:
         "Why it is not finished with exactly these parameters, or None if it is."
         return why_not_done(self.folder, self, self.family.defaults)
 
-def parameter_words(values: dict) -> list[str]: # ["-p", "o2i", "0.034", ...]
+
+def parameter_words(values: dict) -> list[str]:  # ["-p", "o2i", "0.034", ...]
     "Parameters as arguments of the command line."
     return [word for k, v in values.items() for word in ("-p", k, str(v).lower() if isinstance(v, bool) else str(v))]
 
-def recorded_run(experiment: Experiment, folder: str|Path) -> Run:
+
+def recorded_run(experiment: Experiment, folder: str | Path) -> Run:
     "The run whose manifest lies in a folder, with today's values of parameters that did not exist when it was made."
     return Run(experiment, as_made(read_manifest(folder), experiment.family.defaults))
 
 # %% ../../nbs/runs/run.ipynb #ebd850b8
 def experiment_runs(
     e: Experiment,
-    asked: dict,     # parameters of its notebook; None = as in the experiment's grid
+    asked: dict,  # parameters of its notebook; None = as in the experiment's grid
     scale: str,
-) -> list["Run"]:    # no two alike
+) -> list["Run"]:  # no two alike
     """All runs of an experiment. What was asked for replaces the grid's values. `ParameterError` names what is impossible.
 
     A value of an axis that stands in some blocks takes those; a new one joins the first block that varies that axis."""
@@ -143,27 +159,38 @@ def experiment_runs(
     check_values(asked | {"scale": scale}, e.family.choices, e.family.ranges)
     asked = e.family.prepare(asked)
     axes = {k: listed(asked[k]) for k in e.axes if k in asked}
-    rest = {k: v for k, v in asked.items() if k not in axes}            # seeds, too, are those of every block
-    blocks = _blocks_with(e, axes, scale) if scale in SCALES else ({},) # `resolve` refuses any other scale
+    rest = {k: v for k, v in asked.items() if k not in axes}  # seeds, too, are those of every block
+    blocks = _blocks_with(e, axes, scale) if scale in SCALES else ({},)  # `resolve` refuses any other scale
     return [Run(e, parameters) for parameters in resolve(e.family, rest, scale, blocks)]
 
-def _blocks_with(e, axes, scale): # the blocks of a grid, each with those of the values asked for that belong to it
+
+def _blocks_with(e, axes, scale):  # the blocks of a grid, each with those of the values asked for that belong to it
     grid, usual = e.grids[scale], e.family.defaults | e.family.presets[scale]
-    def values_in(block, axis): return listed(block.get(axis, usual[axis]))
-    def is_new(axis, value): return not any(value in values_in(block, axis) for block in grid)
-    def belongs(block): # does it have a value that was asked for, on every axis?
+
+    def values_in(block, axis):
+        return listed(block.get(axis, usual[axis]))
+
+    def is_new(axis, value):
+        return not any(value in values_in(block, axis) for block in grid)
+
+    def belongs(block):  # does it have a value that was asked for, on every axis?
         return all(any(v in values_in(block, a) or is_new(a, v) for v in vs) for a, vs in axes.items())
+
     candidates = [b for b in grid if belongs(b)] or grid[:1]
     joined = {axis: _block_for_new_values(candidates, axis) for axis in axes}
+
     def values_of(block, axis):
         return [v for v in axes[axis] if v in values_in(block, axis) or (is_new(axis, v) and block is joined[axis])]
+
     blocks = [b | {axis: values_of(b, axis) for axis in axes} for b in candidates]
     blocks = [b for b in blocks if all(b[axis] for axis in axes)]
-    if all(any(v in b[axis] for b in blocks) for axis, vs in axes.items() for v in vs): return blocks
-    first = joined[next(iter(axes))]                                    # asked for together what no block has together
+    if all(any(v in b[axis] for b in blocks) for axis, vs in axes.items() for v in vs):
+        return blocks
+    first = joined[next(iter(axes))]  # asked for together what no block has together
     return [(first if first in candidates else grid[0]) | axes]
 
-def _block_for_new_values(blocks, axis): # the first that varies the axis, else the first that names it, else the first
+
+def _block_for_new_values(blocks, axis):  # the first that varies the axis, else the first that names it, else the first
     varying = [b for b in blocks if isinstance(b.get(axis), list)]
     naming = [b for b in blocks if axis in b]
     return (varying or naming or blocks)[0]

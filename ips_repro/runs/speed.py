@@ -19,19 +19,35 @@ from ..base.core import read_json, write_json
 @cache
 def cpu_model() -> str:
     "The processor's own name."
-    try: lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError: lines = []
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
 
-def machine() -> str: # what a time was measured on
+
+def machine() -> str:  # what a time was measured on
     "The processor and its number of cores."
     return f"{cpu_model()}, {os.cpu_count()} cores"
 
-HOW_MANY = ("n_train", "n_test", "n_val", "n_epochs", "eval_every", "patience") # how much of the same
-NO_MATTER = ("seed", "scale", "recipe", "lr", "weight_decay", "warmup_epochs", "digits", "n_digits", "data_fraction", "protocol")
 
-def kind(run: dict) -> str: # 16 hex digits
+HOW_MANY = ("n_train", "n_test", "n_val", "n_epochs", "eval_every", "patience")  # how much of the same
+NO_MATTER = (
+    "seed",
+    "scale",
+    "recipe",
+    "lr",
+    "weight_decay",
+    "warmup_epochs",
+    "digits",
+    "n_digits",
+    "data_fraction",
+    "protocol",
+)
+
+
+def kind(run: dict) -> str:  # 16 hex digits
     "What decides how long an image of a run takes."
     relevant = {k: v for k, v in run.items() if k not in HOW_MANY + NO_MATTER}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
@@ -39,33 +55,44 @@ def kind(run: dict) -> str: # 16 hex digits
 # %% ../../nbs/runs/speed.ipynb #973faa33
 def _file():
     from ips_repro.base.download import cache_root
-    return cache_root()/"speed.json"
+
+    return cache_root() / "speed.json"
+
 
 def _all():
-    try: found = read_json(_file())
-    except (OSError, ValueError): found = {} # it can be measured again
+    try:
+        found = read_json(_file())
+    except (OSError, ValueError):
+        found = {}  # it can be measured again
     return found if isinstance(found, dict) else {}
 
-def _tested(run): return run.get("n_test") or run.get("n_val")
+
+def _tested(run):
+    return run.get("n_test") or run.get("n_val")
+
 
 def remember(
     run: dict,
-    train_s: float, # seconds of an epoch
+    train_s: float,  # seconds of an epoch
     test_s: float,  # seconds of a test
 ) -> None:
     "Keep what was measured of a run's kind on this machine, unless it was faster before. A cache that cannot be written is no reason to stop."
-    if not (run.get("n_train") and _tested(run)): return
+    if not (run.get("n_train") and _tested(run)):
+        return
     times, here = [train_s / run["n_train"], test_s / _tested(run)], _all()
     known = here.setdefault(machine(), {})
     known[kind(run)] = [min(pair) for pair in zip(times, known.get(kind(run), times))]
     try:
         _file().parent.mkdir(parents=True, exist_ok=True)
         write_json(_file(), here)
-    except OSError: pass
+    except OSError:
+        pass
 
-def recall(run: dict) -> float|None: # minutes
+
+def recall(run: dict) -> float | None:  # minutes
     "How long a whole run takes on this machine with nothing beside it, if its kind has been measured here."
     times = _all().get(machine(), {}).get(kind(run))
-    if not times or not (run.get("n_train") and _tested(run)): return None
+    if not times or not (run.get("n_train") and _tested(run)):
+        return None
     tests = -(-run["n_epochs"] // run["eval_every"])
     return (run["n_epochs"] * run["n_train"] * times[0] + tests * _tested(run) * times[1]) / 60

@@ -21,13 +21,18 @@ from .run import recorded_run
 # %% ../../nbs/runs/tables.ipynb #89cdc25c
 def finished_folders(experiment: str, scale: str) -> list[Path]:
     "Folders of the finished runs of an experiment at one scale, in order."
-    return [p.parent for p in sorted((scale_dir("results", scale)/experiment).glob("results_*/seed_*/status.json")) if state(p.parent) == "ok"]
+    return [
+        p.parent
+        for p in sorted((scale_dir("results", scale) / experiment).glob("results_*/seed_*/status.json"))
+        if state(p.parent) == "ok"
+    ]
+
 
 def finished_runs(
     experiment: Experiment,
     scales: tuple,
-    row: Callable,   # (run, folder) -> dict
-) -> pd.DataFrame:   # with the columns `precision_used` and `counted_as` beside those of `row`
+    row: Callable,  # (run, folder) -> dict
+) -> pd.DataFrame:  # with the columns `precision_used` and `counted_as` beside those of `row`
     """A row for every finished run of an experiment, in the order of its folders.
 
     Left out are runs of an earlier recipe and, of runs that differ only in how they were computed, all but the first. `ValueError` names a damaged one."""
@@ -35,30 +40,42 @@ def finished_runs(
     for folder in (f for scale in scales for f in finished_folders(experiment.name, scale)):
         try:
             run = recorded_run(experiment, folder)
-            if run["recipe"] != RECIPE or run.counted_as in seen: continue
-            if altered := altered_output(folder): raise ValueError(f"{altered} is not what the run wrote")
+            if run["recipe"] != RECIPE or run.counted_as in seen:
+                continue
+            if altered := altered_output(folder):
+                raise ValueError(f"{altered} is not what the run wrote")
             used = read_manifest(folder).get("precision", run.get("precision"))
             rows.append(row(run, folder) | {"precision_used": used, "counted_as": run.counted_as})
             seen.add(run.counted_as)
         except (KeyError, TypeError, AttributeError, ValueError) as e:
-            raise ValueError(f"{folder} is not a run as it was written ({type(e).__name__}: {e}); remove it, or make it again") from e
+            raise ValueError(
+                f"{folder} is not a run as it was written ({type(e).__name__}: {e}); remove it, or make it again"
+            ) from e
     return pd.DataFrame(rows)
 
+
 def plain_runs(
-    experiment: Experiment, scales: tuple, row: Callable, # as for `finished_runs`; rows have `variant`: what was set otherwise than the experiment has it
-    where=lambda table: True,            # table -> which rows
+    experiment: Experiment,
+    scales: tuple,
+    row: Callable,  # as for `finished_runs`; rows have `variant`: what was set otherwise than the experiment has it
+    where=lambda table: True,  # table -> which rows
 ) -> pd.DataFrame:
     "The finished runs that are as the experiment has them, of the first of these scales that has any."
     for scale in scales:
         table = finished_runs(experiment, (scale,), row)
-        if len(table): table = table[(table.variant.map(len) == 0) & where(table)]
-        if len(table): return table.reset_index(drop=True)
+        if len(table):
+            table = table[(table.variant.map(len) == 0) & where(table)]
+        if len(table):
+            return table.reset_index(drop=True)
     return pd.DataFrame()
 
 # %% ../../nbs/runs/tables.ipynb #e074dfe4
 def published_runs(experiment: str) -> pd.DataFrame:
     "The published runs of an experiment that report accuracies; an experiment of ours that was not published has none. `ValueError` names the published ones."
-    table = pd.read_csv(files("ips_repro")/"data"/"published_runs.csv")
+    table = pd.read_csv(files("ips_repro") / "data" / "published_runs.csv")
     known = {*table.experiment, *experiments()}
-    if experiment not in known: raise ValueError(f"experiment: {experiment!r} was not published; there are {', '.join(sorted(set(table.experiment)))}")
+    if experiment not in known:
+        raise ValueError(
+            f"experiment: {experiment!r} was not published; there are {', '.join(sorted(set(table.experiment)))}"
+        )
     return table[(table.experiment == experiment) & (table.n_epochs_logged > 0)].reset_index(drop=True)

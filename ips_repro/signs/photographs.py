@@ -19,109 +19,155 @@ from ..base.download import extract, fetch, forget
 
 # %% ../../nbs/signs/photographs.ipynb #27a62911
 CLASSES = ("EMPTY", "50_SIGN", "70_SIGN", "80_SIGN")
-VISIBILITIES = ("VISIBLE", "BLURRED", "SIDE_ROAD", "OCCLUDED") # best first
+VISIBILITIES = ("VISIBLE", "BLURRED", "SIDE_ROAD", "OCCLUDED")  # best first
+
 
 class Sign(NamedTuple):
     "A sign as it is annotated; the box is in pixels of the picture as it was taken."
+
     visibility: str
-    x_min: float; y_min: float; x_max: float; y_max: float
+    x_min: float
+    y_min: float
+    x_max: float
+    y_max: float
     type: str
     name: str
     area = property(lambda s: (s.x_max - s.x_min) * (s.y_max - s.y_min))
 
+
 def _number(text):
-    found = re.fullmatch(r"(-?\d+(?:\.\d+)?)[^\d\s.]?", text)          # some carry a stray character at the end
-    if not found: raise ValueError(f"{text!r} is no number")
+    found = re.fullmatch(r"(-?\d+(?:\.\d+)?)[^\d\s.]?", text)  # some carry a stray character at the end
+    if not found:
+        raise ValueError(f"{text!r} is no number")
     return float(found[1])
+
 
 def _sign(text):
     fields = [f.strip() for f in text.split(",")]
-    if len(fields) != 7: raise ValueError(f"{text!r} has {len(fields)} fields, not 7: visibility, x_max, y_max, x_min, y_min, type, name")
-    if fields[0] not in VISIBILITIES: raise ValueError(f"{fields[0]!r} is none of {', '.join(VISIBILITIES)}")
+    if len(fields) != 7:
+        raise ValueError(
+            f"{text!r} has {len(fields)} fields, not 7: visibility, x_max, y_max, x_min, y_min, type, name"
+        )
+    if fields[0] not in VISIBILITIES:
+        raise ValueError(f"{fields[0]!r} is none of {', '.join(VISIBILITIES)}")
     x1, y1, x0, y0 = map(_number, fields[1:5])
-    if x0 > x1 or y0 > y1: raise ValueError(f"{text!r} ends before it begins")
+    if x0 > x1 or y0 > y1:
+        raise ValueError(f"{text!r} ends before it begins")
     return Sign(fields[0], x0, y0, x1, y1, fields[5], fields[6])
 
 # %% ../../nbs/signs/photographs.ipynb #8fea879c
-def parse_line(line: str) -> tuple[str, list]: # file, its signs; "MISC_SIGNS" for signs that were not annotated
+def parse_line(line: str) -> tuple[str, list]:  # file, its signs; "MISC_SIGNS" for signs that were not annotated
     "A line `file:sign;sign;…`. `ValueError` says what is wrong with it."
     file, colon, rest = line.strip().partition(":")
-    if not colon or not file.strip(): raise ValueError(f"{line.strip()[:80]!r} is not of the form file:sign;sign;...")
+    if not colon or not file.strip():
+        raise ValueError(f"{line.strip()[:80]!r} is not of the form file:sign;sign;...")
     signs = [s.strip() for s in rest.split(";") if s.strip()]
     return file.strip(), [s if s == "MISC_SIGNS" else _sign(s) for s in signs]
 
-def deciding_sign(signs: list) -> Sign|None:
+
+def deciding_sign(signs: list) -> Sign | None:
     "Of the speed limits 50, 70 and 80 the most visible, then the largest; None if there is none."
     limits = [s for s in signs if s != "MISC_SIGNS" and s.name in CLASSES[1:]]
     return min(limits, key=lambda s: (VISIBILITIES.index(s.visibility), -s.area), default=None)
 
-def class_of(signs: list) -> str|None: # one of CLASSES; None: the picture is left out
+
+def class_of(signs: list) -> str | None:  # one of CLASSES; None: the picture is left out
     "No sign at all: EMPTY. Signs, but no speed limit, or none that is plainly visible: left out."
-    if not signs: return "EMPTY"
+    if not signs:
+        return "EMPTY"
     limit = deciding_sign(signs)
     return limit.name if limit and limit.visibility == "VISIBLE" else None
 
 # %% ../../nbs/signs/photographs.ipynb #a4915048
 class Signs(NamedTuple):
     "The pictures of a set that count, by name."
-    files: list         # paths
+
+    files: list  # paths
     labels: np.ndarray  # (n,) int64, places in CLASSES
-    boxes: list         # the deciding `Sign` of each, None for EMPTY
+    boxes: list  # the deciding `Sign` of each, None for EMPTY
 
-SETS = {True: ("Set1", "Set1Part0"), False: ("Set2", "Set2Part0")} # train?
 
-def _where(root, train): # -> annotations, folder of the pictures
+SETS = {True: ("Set1", "Set1Part0"), False: ("Set2", "Set2Part0")}  # train?
+
+
+def _where(root, train):  # -> annotations, folder of the pictures
     name, part = SETS[train]
-    for annotations, pictures in ((root/part/"annotations.txt", root/part), (root/name/"annotations.txt", root/name/part)): # as made here; as unpacked from the two downloads
-        if annotations.is_file(): return annotations, pictures/part if (pictures/part).is_dir() else pictures # an archive may hold a folder or only files
-    raise ValueError(f"data: there is neither {root/part/'annotations.txt'} nor {root/name/'annotations.txt'}")
+    for annotations, pictures in (
+        (root / part / "annotations.txt", root / part),
+        (root / name / "annotations.txt", root / name / part),
+    ):  # as made here; as unpacked from the two downloads
+        if annotations.is_file():
+            return annotations, pictures / part if (
+                pictures / part
+            ).is_dir() else pictures  # an archive may hold a folder or only files
+    raise ValueError(f"data: there is neither {root / part / 'annotations.txt'} nor {root / name / 'annotations.txt'}")
+
 
 URL = "https://www.cvl.isy.liu.se/research/trafficSigns/swedishSignsSummer"
 ANNOTATIONS_MD5 = {"Set1": "9106a905a86209c95dc9b51d12f520d6", "Set2": "09debbc67f6cd89c1e2a2688ad1d03ca"}
 
-def download_signs(root: str|Path) -> Path:
+
+def download_signs(root: str | Path) -> Path:
     "The real set, 1.5 GB, into `root`; goes on where it broke off. The annotations have a published MD5; of the pictures' archives nobody has published a checksum, so each file in them is checked by its CRC, and the archive must stay what it was."
     root = Path(root)
     for name, part in SETS.values():
-        fetch(f"{URL}/{name}/annotations.txt", f"md5:{ANNOTATIONS_MD5[name]}", root/name)
-        if (root/name/part).is_dir(): continue
-        archive = fetch(f"{URL}/{name}/{part}.zip", None, root/name)
-        try: extract(archive, root/name/part)
-        except ValueError: # not the archive, whatever it is: the next try starts afresh
+        fetch(f"{URL}/{name}/annotations.txt", f"md5:{ANNOTATIONS_MD5[name]}", root / name)
+        if (root / name / part).is_dir():
+            continue
+        archive = fetch(f"{URL}/{name}/{part}.zip", None, root / name)
+        try:
+            extract(archive, root / name / part)
+        except ValueError:  # not the archive, whatever it is: the next try starts afresh
             forget(archive)
             raise
     return root
 
 # %% ../../nbs/signs/photographs.ipynb #5c5924a9
-def read_signs(root: str|Path, train: bool) -> Signs:
+def read_signs(root: str | Path, train: bool) -> Signs:
     "A set in the layout of the Swedish Traffic Signs. `ValueError` names file and line of what cannot be read, a picture that is missing or named twice, or a set without any of the classes."
     annotations, folder = _where(Path(root), train)
     found = {}
     for n, line in enumerate(annotations.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        if not line.strip(): continue
-        try: file, signs = parse_line(line)
-        except ValueError as e: raise ValueError(f"data: {annotations}, line {n}: {e}") from None
-        if file in found: raise ValueError(f"data: {annotations}, line {n}: {file} has a line already")
-        if Path(file).name != file: raise ValueError(f"data: {annotations}, line {n}: {file!r} is no plain file name")
-        if not (folder/file).is_file(): raise ValueError(f"data: {annotations}, line {n}: there is no picture {folder/file}")
+        if not line.strip():
+            continue
+        try:
+            file, signs = parse_line(line)
+        except ValueError as e:
+            raise ValueError(f"data: {annotations}, line {n}: {e}") from None
+        if file in found:
+            raise ValueError(f"data: {annotations}, line {n}: {file} has a line already")
+        if Path(file).name != file:
+            raise ValueError(f"data: {annotations}, line {n}: {file!r} is no plain file name")
+        if not (folder / file).is_file():
+            raise ValueError(f"data: {annotations}, line {n}: there is no picture {folder / file}")
         found[file] = signs
     kept = {f: signs for f, signs in sorted(found.items()) if class_of(signs)}
-    if not kept: raise ValueError(f"data: {annotations} lists no picture of {', '.join(CLASSES)}")
-    return Signs([folder/f for f in kept], np.array([CLASSES.index(class_of(s)) for s in kept.values()]), [deciding_sign(s) for s in kept.values()])
+    if not kept:
+        raise ValueError(f"data: {annotations} lists no picture of {', '.join(CLASSES)}")
+    return Signs(
+        [folder / f for f in kept],
+        np.array([CLASSES.index(class_of(s)) for s in kept.values()]),
+        [deciding_sign(s) for s in kept.values()],
+    )
+
 
 def first(signs: Signs, n: int) -> Signs:
     "The first n pictures. `ValueError` if there are fewer."
-    if len(signs.files) < n: raise ValueError(f"data: {len(signs.files)} pictures, fewer than {n}")
+    if len(signs.files) < n:
+        raise ValueError(f"data: {len(signs.files)} pictures, fewer than {n}")
     return Signs(signs.files[:n], signs.labels[:n], signs.boxes[:n])
+
 
 def fraction(signs: Signs, share: float, seed: int = 0) -> Signs:
     "The same share of every class, rounded down (only so the published 184 and 169 pictures come out) but at least one; which ones, the seed decides. A larger share holds the smaller one."
-    if not 0 < share <= 1: raise ValueError(f"data_fraction: {share:g} is not above 0 and at most 1")
+    if not 0 < share <= 1:
+        raise ValueError(f"data_fraction: {share:g} is not above 0 and at most 1")
     import torch
+
     kept = []
     for c in range(len(CLASSES)):
         places = np.flatnonzero(signs.labels == c)
         order = torch.randperm(len(places), generator=generator(seed, "fraction", c)).numpy()
-        kept += places[order[:max(1, math.floor(share * len(places) + 1e-9))]].tolist()
+        kept += places[order[: max(1, math.floor(share * len(places) + 1e-9))]].tolist()
     kept.sort()
     return Signs([signs.files[i] for i in kept], signs.labels[kept], [signs.boxes[i] for i in kept])

@@ -17,61 +17,123 @@ import seaborn as sns
 from matplotlib.patches import Rectangle
 
 from ..base.core import read_csv, read_json
-from ..runs.run import Run, reduction_text
 from ..base.images import read_sheet, write_sheet
-from ..runs.pictures import titled
-from ..runs.tables import plain_runs, published_runs
 from ..runs.folder import read_manifest
+from ..runs.pictures import titled
+from ..runs.run import Run, reduction_text
+from ..runs.tables import plain_runs, published_runs
 from .settings import EXPERIMENTS, PRESETS
 
 # %% ../../nbs/signs/results.ipynb #efd5266d
-SCORES = {"accuracy": "test accuracy", "kept_on_sign": "kept patches that touch the sign", "sign_found": "signs that a kept patch touches"}
+SCORES = {
+    "accuracy": "test accuracy",
+    "kept_on_sign": "kept patches that touch the sign",
+    "sign_found": "signs that a kept patch touches",
+}
 
-def row(run: Run, folder: str|Path) -> dict: # of a finished run
+
+def row(run: Run, folder: str | Path) -> dict:  # of a finished run
     "Its parameters, SCORES, majority, n, pictures, reduced, variant, folder."
-    manifest, signs = read_manifest(folder), read_json(Path(folder)/"summary.json")["signs"]
-    scores = {"accuracy": signs["accuracy"]["accuracy"], "majority": signs["majority_class"]["accuracy"], "n": signs["accuracy"]["n"]} | {k: signs[k] for k in ("kept_on_sign", "sign_found")}
-    return run | scores | {"pictures": manifest["pictures"]["train"], "reduced": run.reduced, "variant": run.changed, "folder": str(folder)}
+    manifest, signs = read_manifest(folder), read_json(Path(folder) / "summary.json")["signs"]
+    scores = {
+        "accuracy": signs["accuracy"]["accuracy"],
+        "majority": signs["majority_class"]["accuracy"],
+        "n": signs["accuracy"]["n"],
+    } | {k: signs[k] for k in ("kept_on_sign", "sign_found")}
+    return (
+        run
+        | scores
+        | {
+            "pictures": manifest["pictures"]["train"],
+            "reduced": run.reduced,
+            "variant": run.changed,
+            "folder": str(folder),
+        }
+    )
 
-def read_sign_runs(experiment: str, scales: tuple = ("paper", "quick"), data: str|None = None) -> pd.DataFrame: # a row a run: parameters, SCORES, majority, n, pictures, ...
+
+def read_sign_runs(
+    experiment: str, scales: tuple = ("paper", "quick"), data: str | None = None
+) -> pd.DataFrame:  # a row a run: parameters, SCORES, majority, n, pictures, ...
     "Every finished plain run of an experiment (on this data, or on any), of the first of these scales that has any."
     return plain_runs(EXPERIMENTS[experiment], scales, row, lambda table: (table.data == data) | (data is None))
 
-def sign_table(runs: list[Run]) -> pd.DataFrame: # as of `read_sign_runs`
+
+def sign_table(runs: list[Run]) -> pd.DataFrame:  # as of `read_sign_runs`
     "Exactly these runs, which are finished, whatever was set otherwise in them."
     return pd.DataFrame([row(r, r.folder) for r in runs])
 
-def published_signs(experiment: str) -> pd.DataFrame: # with the names and values that our parameters have
-    "The published runs of an experiment, which were trained on the photographs. Empty if there are none."
-    try: table = published_runs(f"Traffic/{experiment.rpartition('/')[2]}")
-    except ValueError: return pd.DataFrame()
-    told_twice = table.duplicated(["data_fraction", "train_sign", "test_sign", "test_sign_best"], keep=False)
-    table = table[~(told_twice & table.seed.isna())]                 # once with its seed and once without
-    return table.assign(accuracy=table.test_sign, w_semantic=(table.w_diversity.fillna(0) > 0).astype(float), mask_k=table.mask_k.where(table.mask_p > 0), w_diversity=table.w_diversity.fillna(0.), mask_p=table.mask_p.fillna(0.), patch_size=table.patch_size.fillna(100.), M=table.M.fillna(10.)) # one of the files has lost its head
 
-def published() -> pd.DataFrame: # with the column `experiment`
+def published_signs(experiment: str) -> pd.DataFrame:  # with the names and values that our parameters have
+    "The published runs of an experiment, which were trained on the photographs. Empty if there are none."
+    try:
+        table = published_runs(f"Traffic/{experiment.rpartition('/')[2]}")
+    except ValueError:
+        return pd.DataFrame()
+    told_twice = table.duplicated(["data_fraction", "train_sign", "test_sign", "test_sign_best"], keep=False)
+    table = table[~(told_twice & table.seed.isna())]  # once with its seed and once without
+    return table.assign(
+        accuracy=table.test_sign,
+        w_semantic=(table.w_diversity.fillna(0) > 0).astype(float),
+        mask_k=table.mask_k.where(table.mask_p > 0),
+        w_diversity=table.w_diversity.fillna(0.0),
+        mask_p=table.mask_p.fillna(0.0),
+        patch_size=table.patch_size.fillna(100.0),
+        M=table.M.fillna(10.0),
+    )  # one of the files has lost its head
+
+
+def published() -> pd.DataFrame:  # with the column `experiment`
     "All published runs on the photographs."
     return pd.concat([published_signs(name).assign(experiment=name) for name in EXPERIMENTS], ignore_index=True)
 
 # %% ../../nbs/signs/results.ipynb #148daaf7
 class Panel(NamedTuple):
     "How an experiment is drawn."
+
     x: str
     hue: str
     xlabel: str
     title: str
 
-PANELS = {"Dataset_Size": Panel("data_fraction", "o2i", "share of the training pictures", "How many pictures do small signs take?"), "Patch_Size": Panel("patch", "o2i", "side of a patch, share of the picture's height", "How large should a patch be?"),
-          "Attention_Masking": Panel("mask_p", "mask_k", "probability P of hiding a patch", "Should the most attended patches be hidden in training?"), "Semantic_Diversity_Regularisation": Panel("w_diversity", "o2i", "weight W of the diversity loss", "Should the heads be made to disagree?"),
-          "Backbones": Panel("encoder", "o2i", "", "Do ImageNet weights help?")}
+
+PANELS = {
+    "Dataset_Size": Panel(
+        "data_fraction", "o2i", "share of the training pictures", "How many pictures do small signs take?"
+    ),
+    "Patch_Size": Panel(
+        "patch", "o2i", "side of a patch, share of the picture's height", "How large should a patch be?"
+    ),
+    "Attention_Masking": Panel(
+        "mask_p", "mask_k", "probability P of hiding a patch", "Should the most attended patches be hidden in training?"
+    ),
+    "Semantic_Diversity_Regularisation": Panel(
+        "w_diversity", "o2i", "weight W of the diversity loss", "Should the heads be made to disagree?"
+    ),
+    "Backbones": Panel("encoder", "o2i", "", "Do ImageNet weights help?"),
+}
+
 
 def _named(table):
-    words = [f"{b}\n{'ImageNet' if p else 'from scratch'}{', frozen' if f else ''}" for b, p, f in zip(table.backbone, table.pretrained, table.frozen)]
-    return table.assign(encoder=words, patch=(table.patch_size / table.height).round(3), o2i=[f"O2I {v:g} %" for v in table.o2i.fillna(0)], mask_k=[f"K = {k:g}" for k in table.mask_k])
+    words = [
+        f"{b}\n{'ImageNet' if p else 'from scratch'}{', frozen' if f else ''}"
+        for b, p, f in zip(table.backbone, table.pretrained, table.frozen)
+    ]
+    return table.assign(
+        encoder=words,
+        patch=(table.patch_size / table.height).round(3),
+        o2i=[f"O2I {v:g} %" for v in table.o2i.fillna(0)],
+        mask_k=[f"K = {k:g}" for k in table.mask_k],
+    )
 
-def _published(experiment): # with the setting that most of them start from: a quarter of the photographs, as they are
-    theirs, start = published_signs(experiment), published_signs("Traffic_Signs/Dataset_Size").query("data_fraction == 0.25")
-    if len(theirs) and not experiment.endswith("Dataset_Size"): theirs = pd.concat([start, theirs])
+
+def _published(experiment):  # with the setting that most of them start from: a quarter of the photographs, as they are
+    theirs, start = (
+        published_signs(experiment),
+        published_signs("Traffic_Signs/Dataset_Size").query("data_fraction == 0.25"),
+    )
+    if len(theirs) and not experiment.endswith("Dataset_Size"):
+        theirs = pd.concat([start, theirs])
     return theirs.assign(patch=(theirs.patch_size / PRESETS["paper"]["height"]).round(3)) if len(theirs) else theirs
 
 # %% ../../nbs/signs/results.ipynb #cdf32773
@@ -79,46 +141,92 @@ def sign_note(runs: pd.DataFrame) -> str:
     "Scale, pictures, majority class, and what differs from the published setting, in a line."
     return f"{runs.scale.iloc[0]} scale on {Path(runs.data.iloc[0]).name}, up to {runs.pictures.max()} pictures to train on and {runs.n.iloc[0]} to test, majority class {runs.majority.max():.2f} (dotted). Bars: ± one standard deviation over seeds where there are several. Differs from the paper in: {'; '.join(reduction_text(list(runs.reduced)))}."
 
-def sign_panels(experiment: str, runs: pd.DataFrame): # matplotlib figure
+
+def sign_panels(experiment: str, runs: pd.DataFrame):  # matplotlib figure
     "A panel for each of SCORES: ours by colour, the published runs as grey crosses."
     panel, theirs, rows = PANELS[experiment.rpartition("/")[2]], _published(experiment), _named(runs)
-    markers = list("osD^vP")[:rows[panel.hue].nunique()]
-    with sns.axes_style("whitegrid"): fig, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    markers = list("osD^vP")[: rows[panel.hue].nunique()]
+    with sns.axes_style("whitegrid"):
+        fig, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for ax, (score, label) in zip(axes, SCORES.items()):
-        sns.lineplot(rows, x=panel.x, y=score, hue=panel.hue, style=panel.hue, markers=markers, dashes=False, errorbar="sd", err_style="bars", ax=ax, legend=score == "accuracy", palette="viridis")
+        sns.lineplot(
+            rows,
+            x=panel.x,
+            y=score,
+            hue=panel.hue,
+            style=panel.hue,
+            markers=markers,
+            dashes=False,
+            errorbar="sd",
+            err_style="bars",
+            ax=ax,
+            legend=score == "accuracy",
+            palette="viridis",
+        )
         ax.set(xlabel=panel.xlabel, ylabel=label, ylim=(0, 1.03))
-        if panel.x != "encoder": ax.set_xticks(sorted({*rows[panel.x], *(theirs[panel.x] if panel.x in theirs else ())}))
-    if len(theirs) and panel.x in theirs: axes[0].plot(theirs[panel.x], theirs.accuracy, "x", color="0.55", label="published, photographs")
+        if panel.x != "encoder":
+            ax.set_xticks(sorted({*rows[panel.x], *(theirs[panel.x] if panel.x in theirs else ())}))
+    if len(theirs) and panel.x in theirs:
+        axes[0].plot(theirs[panel.x], theirs.accuracy, "x", color="0.55", label="published, photographs")
     axes[0].axhline(runs.majority.max(), color="0.5", linestyle=":")
     axes[0].legend(fontsize=8)
     return titled(fig, panel.title, sign_note(runs))
 
 # %% ../../nbs/signs/results.ipynb #a606b2bb
-def sign_maps(folder: str|Path, pictures: int = 4): # matplotlib figure
+def sign_maps(folder: str | Path, pictures: int = 4):  # matplotlib figure
     "The kept patches of the first test pictures with a sign, coloured by attention, and the sign's box; None if there were none."
-    folder, shown = Path(folder), read_json(Path(folder)/"summary.json")["shown"][:pictures]
-    if not shown: return None
-    run, kept, sheet = read_manifest(folder)["parameters"], pd.DataFrame(read_csv(folder/"selected_patches.csv")), read_sheet(folder/"shown.jpg", shown)
+    folder, shown = Path(folder), read_json(Path(folder) / "summary.json")["shown"][:pictures]
+    if not shown:
+        return None
+    run, kept, sheet = (
+        read_manifest(folder)["parameters"],
+        pd.DataFrame(read_csv(folder / "selected_patches.csv")),
+        read_sheet(folder / "shown.jpg", shown),
+    )
     fig, axes = plt.subplots(1, len(shown), figsize=(4.6 * len(shown), 3.9), layout="constrained", squeeze=False)
     for ax, r in zip(axes[0], shown):
         rows, f = kept[kept.image == r["image"]].drop(columns="image").apply(pd.to_numeric), r["factor"]
         ax.imshow(sheet[r["image"]])
-        for t in rows.itertuples(): ax.add_patch(Rectangle((t.x * f, t.y * f), t.w * f, t.h * f, facecolor=plt.cm.plasma(t.score / rows.score.max()), alpha=0.45))
+        for t in rows.itertuples():
+            ax.add_patch(
+                Rectangle(
+                    (t.x * f, t.y * f),
+                    t.w * f,
+                    t.h * f,
+                    facecolor=plt.cm.plasma(t.score / rows.score.max()),
+                    alpha=0.45,
+                )
+            )
         x0, y0, x1, y1 = (v * f for v in r["box"])
         ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="cyan", linewidth=1.5))
-        ax.set_title(r["sign"], fontsize=9); ax.set_axis_off()
+        ax.set_title(r["sign"], fontsize=9)
+        ax.set_axis_off()
     fig.colorbar(plt.cm.ScalarMappable(cmap="plasma"), ax=axes, label="attention, the largest being 1", shrink=0.8)
-    fig.suptitle(f"Where it looked: {run['scale']} scale, seed {run['seed']}", x=0.01, ha="left", fontsize=12, fontweight="bold")
+    fig.suptitle(
+        f"Where it looked: {run['scale']} scale, seed {run['seed']}", x=0.01, ha="left", fontsize=12, fontweight="bold"
+    )
     return fig
 
-def sign_figures(experiment: str, runs: pd.DataFrame) -> dict: # name of the file -> figure
+
+def sign_figures(experiment: str, runs: pd.DataFrame) -> dict:  # name of the file -> figure
     "The figures of runs on the same data. The name says on which, and whether something was set otherwise than the experiment has it."
-    name = experiment.replace("/", "_") + ("" if runs.data[0] == "scenes" else f"_{Path(runs.data[0]).name}") + "_changed" * int(runs.variant.map(len).any())
+    name = (
+        experiment.replace("/", "_")
+        + ("" if runs.data[0] == "scenes" else f"_{Path(runs.data[0]).name}")
+        + "_changed" * int(runs.variant.map(len).any())
+    )
     best = runs.sort_values(["accuracy", "seed"], ascending=[False, True]).iloc[0]
-    figures = {name: sign_panels(experiment, runs)} | ({f"{name}_maps": sign_maps(best.folder)} if experiment.endswith("Dataset_Size") else {})
+    figures = {name: sign_panels(experiment, runs)} | (
+        {f"{name}_maps": sign_maps(best.folder)} if experiment.endswith("Dataset_Size") else {}
+    )
     return {n: fig for n, fig in figures.items() if fig}
 
-def draw(experiment: str, scale: str = "paper") -> dict: # name of the file -> figure
+
+def draw(experiment: str, scale: str = "paper") -> dict:  # name of the file -> figure
     "The figures that `ips-repro draw` draws of an experiment, on whatever data; of nothing, none."
     runs = read_sign_runs(experiment, ("smoke",) if scale == "smoke" else ("paper", "quick"))
-    return {n: fig for _, some in (runs.groupby("data") if len(runs) else ()) for n, fig in sign_figures(experiment, some.reset_index(drop=True)).items()}
+    return {
+        n: fig
+        for _, some in (runs.groupby("data") if len(runs) else ())
+        for n, fig in sign_figures(experiment, some.reset_index(drop=True)).items()
+    }

@@ -18,10 +18,13 @@ from ..base.core import write_atomic
 from .photographs import CLASSES, SETS
 
 # %% ../../nbs/signs/scenes.ipynb #e009f378
-def _noise(rng, h, w, cell): # (h, w) float32 in [0, 1], smooth over `cell` pixels
-    return cv2.resize(rng.random((max(2, h // cell), max(2, w // cell)), np.float32), (w, h), interpolation=cv2.INTER_CUBIC)
+def _noise(rng, h, w, cell):  # (h, w) float32 in [0, 1], smooth over `cell` pixels
+    return cv2.resize(
+        rng.random((max(2, h // cell), max(2, w // cell)), np.float32), (w, h), interpolation=cv2.INTER_CUBIC
+    )
 
-def _road(rng, h, w): # (h, w, 3) uint8: sky, woods, verge, asphalt with a middle line
+
+def _road(rng, h, w):  # (h, w, 3) uint8: sky, woods, verge, asphalt with a middle line
     horizon, img = int(h * rng.uniform(0.4, 0.55)), np.zeros((h, w, 3), np.float32)
     ramp = np.linspace(0, 1, horizon, dtype=np.float32)[:, None, None]
     sky = rng.uniform(0.5, 0.8) * np.array([0.65, 0.8, 1.0], np.float32)
@@ -35,95 +38,156 @@ def _road(rng, h, w): # (h, w, 3) uint8: sky, woods, verge, asphalt with a middl
     vanish, left, right = w * rng.uniform(0.4, 0.6), w * rng.uniform(-0.1, 0.15), w * rng.uniform(0.85, 1.1)
     asphalt = np.full(3, rng.uniform(0.3, 0.5), np.float32)
     layer = img.copy()
-    cv2.fillPoly(layer, [np.array([[vanish - w * 0.01, horizon], [vanish + w * 0.01, horizon], [right, h], [left, h]], np.int32)], asphalt.tolist())
+    cv2.fillPoly(
+        layer,
+        [np.array([[vanish - w * 0.01, horizon], [vanish + w * 0.01, horizon], [right, h], [left, h]], np.int32)],
+        asphalt.tolist(),
+    )
     for a in np.arange(0, 1, 0.14):
-        p, q = ((vanish + ((left + right) / 2 - vanish) * t, horizon + (h - horizon) * t) for t in (a**2, (a + 0.06)**2))
-        cv2.line(layer, (int(p[0]), int(p[1])), (int(q[0]), int(q[1])), (0.9, 0.9, 0.9), max(1, int(h * 0.012 * (a + 0.06)**2)), cv2.LINE_AA)
+        p, q = (
+            (vanish + ((left + right) / 2 - vanish) * t, horizon + (h - horizon) * t) for t in (a**2, (a + 0.06) ** 2)
+        )
+        cv2.line(
+            layer,
+            (int(p[0]), int(p[1])),
+            (int(q[0]), int(q[1])),
+            (0.9, 0.9, 0.9),
+            max(1, int(h * 0.012 * (a + 0.06) ** 2)),
+            cv2.LINE_AA,
+        )
     return ((layer + 0.05 * (rng.random((h, w, 1), np.float32) - 0.5)) * 255).clip(0, 255).astype(np.uint8)
 
-def _paste(img, sign, mask, x, y): # alpha in [0, 1]
+
+def _paste(img, sign, mask, x, y):  # alpha in [0, 1]
     d = sign.shape[0]
-    here = img[y:y + d, x:x + d]
+    here = img[y : y + d, x : x + d]
     here[:] = (here * (1 - mask) + sign * mask).round().astype(np.uint8)
 
 # %% ../../nbs/signs/scenes.ipynb #202c8474
-def sign_face(name: str, d: int) -> tuple[np.ndarray, np.ndarray]: # (d, d, 3) float32 RGB in [0, 255], (d, d, 1) alpha
+def sign_face(name: str, d: int) -> tuple[np.ndarray, np.ndarray]:  # (d, d, 3) float32 RGB in [0, 255], (d, d, 1) alpha
     "A sign of d pixels: a speed limit (yellow, red ring, black number), or one of three that do not count."
     big = 256
     face, mask = np.zeros((big, big, 3), np.uint8), np.zeros((big, big), np.uint8)
     if name[0].isdigit():
-        cv2.circle(mask, (128, 128), 124, 255, -1); cv2.circle(face, (128, 128), 126, (200, 25, 30), -1); cv2.circle(face, (128, 128), 96, (250, 215, 40), -1)
+        cv2.circle(mask, (128, 128), 124, 255, -1)
+        cv2.circle(face, (128, 128), 126, (200, 25, 30), -1)
+        cv2.circle(face, (128, 128), 96, (250, 215, 40), -1)
         text = name.partition("_")[0]
         (tw, th), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 3.6, 16)
-        cv2.putText(face, text, ((big - tw) // 2, (big + th) // 2), cv2.FONT_HERSHEY_SIMPLEX, 3.6, (10, 10, 10), 16, cv2.LINE_AA)
+        cv2.putText(
+            face, text, ((big - tw) // 2, (big + th) // 2), cv2.FONT_HERSHEY_SIMPLEX, 3.6, (10, 10, 10), 16, cv2.LINE_AA
+        )
     elif name == "GIVE_WAY":
-        for size, colour in ((1., (200, 25, 30)), (0.68, (250, 215, 40))):
-            points = np.array([[128 + 124 * size * math.cos(a), 100 + 124 * size * math.sin(a)] for a in (math.pi / 2, math.pi * 7 / 6, -math.pi / 6)], np.int32)
+        for size, colour in ((1.0, (200, 25, 30)), (0.68, (250, 215, 40))):
+            points = np.array(
+                [
+                    [128 + 124 * size * math.cos(a), 100 + 124 * size * math.sin(a)]
+                    for a in (math.pi / 2, math.pi * 7 / 6, -math.pi / 6)
+                ],
+                np.int32,
+            )
             cv2.fillPoly(face, [points], colour, cv2.LINE_AA)
-            if size == 1.: cv2.fillPoly(mask, [points], 255, cv2.LINE_AA)
+            if size == 1.0:
+                cv2.fillPoly(mask, [points], 255, cv2.LINE_AA)
     elif name == "PRIORITY_ROAD":
-        for size, colour in ((1., (245, 245, 245)), (0.75, (250, 200, 30))):
-            points = np.array([[128, 128 - 124 * size], [128 + 124 * size, 128], [128, 128 + 124 * size], [128 - 124 * size, 128]], np.int32)
+        for size, colour in ((1.0, (245, 245, 245)), (0.75, (250, 200, 30))):
+            points = np.array(
+                [[128, 128 - 124 * size], [128 + 124 * size, 128], [128, 128 + 124 * size], [128 - 124 * size, 128]],
+                np.int32,
+            )
             cv2.fillPoly(face, [points], colour, cv2.LINE_AA)
-            if size == 1.: cv2.fillPoly(mask, [points], 255, cv2.LINE_AA)
+            if size == 1.0:
+                cv2.fillPoly(mask, [points], 255, cv2.LINE_AA)
     else:
-        cv2.rectangle(mask, (10, 10), (246, 246), 255, -1); cv2.rectangle(face, (10, 10), (246, 246), (30, 80, 180), -1); cv2.rectangle(face, (80, 60), (176, 200), (240, 240, 240), -1)
+        cv2.rectangle(mask, (10, 10), (246, 246), 255, -1)
+        cv2.rectangle(face, (10, 10), (246, 246), (30, 80, 180), -1)
+        cv2.rectangle(face, (80, 60), (176, 200), (240, 240, 240), -1)
     small = lambda a: cv2.resize(a, (d, d), interpolation=cv2.INTER_AREA).astype(np.float32)
     return small(face), small(mask)[..., None] / 255
+
 
 OTHERS = {"GIVE_WAY": "PROHIBITORY", "PRIORITY_ROAD": "INFORMATION", "PARKING": "INFORMATION"}
 
 # %% ../../nbs/signs/scenes.ipynb #f8a89a51
 def scene(
-    name: str,                # one of CLASSES
+    name: str,  # one of CLASSES
     rng: np.random.Generator,
-    size: tuple = (1200, 1600), # height, width
-    o2i: float = 0.2,         # area of the sign's box over that of the picture, per cent
-    others: int = 2,          # at most so many signs that do not count, in pictures with a speed limit
+    size: tuple = (1200, 1600),  # height, width
+    o2i: float = 0.2,  # area of the sign's box over that of the picture, per cent
+    others: int = 2,  # at most so many signs that do not count, in pictures with a speed limit
 ) -> tuple[np.ndarray, str]:  # (H, W, 3) uint8 RGB, its signs as in annotations.txt
     "A road scene with the sign at the roadside. `ValueError` if it does not fit."
     (h, w), d = size, round(math.sqrt(o2i / 100 * size[0] * size[1]))
-    if not 4 <= d <= min(h, w) // 3: raise ValueError(f"o2i: {o2i:g} % means a sign of {d} px, which does not fit {h}x{w}")
+    if not 4 <= d <= min(h, w) // 3:
+        raise ValueError(f"o2i: {o2i:g} % means a sign of {d} px, which does not fit {h}x{w}")
     img, words, taken = _road(rng, h, w), [], []
-    signs = [] if name == "EMPTY" else [(name, "PROHIBITORY", d), *((k, OTHERS[k], max(4, int(d * rng.uniform(0.6, 1.1)))) for k in rng.choice(list(OTHERS), rng.integers(0, others + 1)))]
+    signs = (
+        []
+        if name == "EMPTY"
+        else [
+            (name, "PROHIBITORY", d),
+            *(
+                (k, OTHERS[k], max(4, int(d * rng.uniform(0.6, 1.1))))
+                for k in rng.choice(list(OTHERS), rng.integers(0, others + 1))
+            ),
+        ]
+    )
     for what, kind, side in signs:
-        for _ in range(50):                                            # beside the road, above the ground, not over another
+        for _ in range(50):  # beside the road, above the ground, not over another
             x, y = int(rng.integers(0, w - side)), int(rng.integers(h // 6, h * 3 // 4 - side))
-            if all(abs(x - a) > max(side, b) * 1.3 or abs(y - c) > max(side, b) * 1.3 for a, c, b in taken): break
-        else: continue
+            if all(abs(x - a) > max(side, b) * 1.3 or abs(y - c) > max(side, b) * 1.3 for a, c, b in taken):
+                break
+        else:
+            continue
         taken.append((x, y, side))
-        cv2.line(img, (x + side // 2, y + side // 2), (x + side // 2, min(h - 1, y + 4 * side)), (110, 110, 115), max(1, side // 14), cv2.LINE_AA)
+        cv2.line(
+            img,
+            (x + side // 2, y + side // 2),
+            (x + side // 2, min(h - 1, y + 4 * side)),
+            (110, 110, 115),
+            max(1, side // 14),
+            cv2.LINE_AA,
+        )
         face, mask = sign_face(what, side)
         _paste(img, face * rng.uniform(0.75, 1.05), mask * rng.uniform(0.9, 1), x, y)
         words.append(f"VISIBLE, {x + side:.6f}, {y + side:.6f}, {x:.6f}, {y:.6f}, {kind}, {what}")
     return cv2.GaussianBlur(img, (0, 0), max(0.3, h / 2400)), ";".join(words) + ";" * bool(words)
 
 # %% ../../nbs/signs/scenes.ipynb #ed814226
-def scenes_version() -> str: # 8 hex digits
+def scenes_version() -> str:  # 8 hex digits
     "A hash of a small scene of each class: other code makes other pictures."
-    return hashlib.sha256(b"".join(scene(c, np.random.default_rng(0), (60, 80), 5.)[0].tobytes() for c in CLASSES)).hexdigest()[:8]
+    return hashlib.sha256(
+        b"".join(scene(c, np.random.default_rng(0), (60, 80), 5.0)[0].tobytes() for c in CLASSES)
+    ).hexdigest()[:8]
+
 
 def make_scenes(
-    root: str|Path,           # gets Set1Part0/ and Set2Part0/
-    n_train: int, n_test: int,# pictures, the four classes in turns
-    size: tuple = (1200, 1600), o2i: float = 0.2, seed: int = 0,
+    root: str | Path,  # gets Set1Part0/ and Set2Part0/
+    n_train: int,
+    n_test: int,  # pictures, the four classes in turns
+    size: tuple = (1200, 1600),
+    o2i: float = 0.2,
+    seed: int = 0,
 ) -> Path:
     "Scenes as JPEG files with annotations.txt, as the real set has them; pictures that are there stay. The same arguments give the same bytes."
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root/".lock"):
-        for train, n in ((True, n_train), (False, n_test)): _make_set(root, train, n, size, o2i, seed)
+    with FileLock(root / ".lock"):
+        for train, n in ((True, n_train), (False, n_test)):
+            _make_set(root, train, n, size, o2i, seed)
     return root
 
+
 def _make_set(root, train, n, size, o2i, seed):
-    folder = root/SETS[train][1]
+    folder = root / SETS[train][1]
     folder.mkdir(parents=True, exist_ok=True)
-    table = folder/"annotations.txt"
+    table = folder / "annotations.txt"
     known = {line.partition(":")[0]: line for line in (table.read_text().splitlines() if table.is_file() else ())}
     for i in range(n):
         file = f"{i:010d}.jpg"
-        if file in known and (folder/file).is_file(): continue
+        if file in known and (folder / file).is_file():
+            continue
         img, signs = scene(CLASSES[i % len(CLASSES)], np.random.default_rng([seed, int(train), i]), size, o2i)
-        write_atomic(folder/file, cv2.imencode(".jpg", img[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
+        write_atomic(folder / file, cv2.imencode(".jpg", img[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
         known[file] = f"{file}:{signs}"
     write_atomic(table, "".join(f"{known[file]}\n" for file in sorted(known)))

@@ -11,75 +11,281 @@ import math
 import re
 from pathlib import Path
 
-from ..runs.family import RECIPE, Experiment, Family
 from ..base.grids import grid_shape
 from ..base.params import ParameterError
 from ..runs import family
+from ..runs.family import RECIPE, Experiment, Family
 
 # %% ../../nbs/signs/settings.ipynb #6feab554
-DEFAULTS = dict( # every parameter of a run, at its published value; None: taken from the scale
-    data="scenes", o2i=0.2, data_fraction=1.0, protocol="full", data_version=None, seed=0, height=None, width=None, patch_size=None, stride=None, n_train=None, n_test=None, n_epochs=None, warmup_epochs=None,
-    eval_every=None, batch_size=None, lr=None, M=None, I=32, weight_decay=0.1, shuffle="batch", backbone=None, pretrained=None, frozen=False, augment=True,
-    mask_p=0.0, mask_k=10, w_diversity=0.0, diversity_of="output", w_semantic=0.0, engine="fast", precision="auto", determinism="fast", recipe=RECIPE)
+DEFAULTS = dict(  # every parameter of a run, at its published value; None: taken from the scale
+    data="scenes",
+    o2i=0.2,
+    data_fraction=1.0,
+    protocol="full",
+    data_version=None,
+    seed=0,
+    height=None,
+    width=None,
+    patch_size=None,
+    stride=None,
+    n_train=None,
+    n_test=None,
+    n_epochs=None,
+    warmup_epochs=None,
+    eval_every=None,
+    batch_size=None,
+    lr=None,
+    M=None,
+    I=32,
+    weight_decay=0.1,
+    shuffle="batch",
+    backbone=None,
+    pretrained=None,
+    frozen=False,
+    augment=True,
+    mask_p=0.0,
+    mask_k=10,
+    w_diversity=0.0,
+    diversity_of="output",
+    w_semantic=0.0,
+    engine="fast",
+    precision="auto",
+    determinism="fast",
+    recipe=RECIPE,
+)
 
-PRESETS = { # n_train and n_test: scenes that are made; of other pictures all are used
-    "paper": dict(height=1200, width=1600, patch_size=100, n_train=747, n_test=684, n_epochs=150, warmup_epochs=10.0, eval_every=5, batch_size=16, lr=3e-4, M=10, backbone="resnet18", pretrained=True),
-    "quick": dict(height=480, width=640, patch_size=40, n_train=160, n_test=40, n_epochs=8, warmup_epochs=2.0, eval_every=1, batch_size=8, lr=3e-4, M=10, backbone="tf_efficientnet_lite0", pretrained=True),
-    "smoke": dict(height=120, width=160, patch_size=40, n_train=8, n_test=4, n_epochs=1, warmup_epochs=0.2, eval_every=1, batch_size=4, lr=3e-4, M=4, backbone="resnet18", pretrained=False)}
+PRESETS = {  # n_train and n_test: scenes that are made; of other pictures all are used
+    "paper": dict(
+        height=1200,
+        width=1600,
+        patch_size=100,
+        n_train=747,
+        n_test=684,
+        n_epochs=150,
+        warmup_epochs=10.0,
+        eval_every=5,
+        batch_size=16,
+        lr=3e-4,
+        M=10,
+        backbone="resnet18",
+        pretrained=True,
+    ),
+    "quick": dict(
+        height=480,
+        width=640,
+        patch_size=40,
+        n_train=160,
+        n_test=40,
+        n_epochs=8,
+        warmup_epochs=2.0,
+        eval_every=1,
+        batch_size=8,
+        lr=3e-4,
+        M=10,
+        backbone="tf_efficientnet_lite0",
+        pretrained=True,
+    ),
+    "smoke": dict(
+        height=120,
+        width=160,
+        patch_size=40,
+        n_train=8,
+        n_test=4,
+        n_epochs=1,
+        warmup_epochs=0.2,
+        eval_every=1,
+        batch_size=4,
+        lr=3e-4,
+        M=4,
+        backbone="resnet18",
+        pretrained=False,
+    ),
+}
 
-CHOICES = family.CHOICES | {"protocol": ("full", "published")} # published: the test set is cut to the same fraction
+CHOICES = family.CHOICES | {"protocol": ("full", "published")}  # published: the test set is cut to the same fraction
 RANGES = family.RANGES | {"data_fraction": (1e-3, 1), "height": (16, 10**5), "width": (16, 10**5)}
 
 # %% ../../nbs/signs/settings.ipynb #8daca797
 def _complete(run, asked):
-    if "warmup_epochs" not in asked: run["warmup_epochs"] = min(run["warmup_epochs"], run["n_epochs"] / 5)
-    if run["data"] != "scenes": run |= {"o2i": None, "n_train": None, "n_test": None}
-    if run["data_fraction"] == 1: run["protocol"] = None             # nothing is cut
-    if not run["mask_p"]: run["mask_k"] = DEFAULTS["mask_k"]
+    if "warmup_epochs" not in asked:
+        run["warmup_epochs"] = min(run["warmup_epochs"], run["n_epochs"] / 5)
+    if run["data"] != "scenes":
+        run |= {"o2i": None, "n_train": None, "n_test": None}
+    if run["data_fraction"] == 1:
+        run["protocol"] = None  # nothing is cut
+    if not run["mask_p"]:
+        run["mask_k"] = DEFAULTS["mask_k"]
     run["stride"] = run["stride"] or run["patch_size"]
-    try: rows, columns = grid_shape(run["height"], run["width"], run["patch_size"], run["stride"])
-    except ValueError as e: raise ParameterError(str(e)) from None
-    if run["warmup_epochs"] > run["n_epochs"]: raise ParameterError(f"warmup_epochs: {run['warmup_epochs']:g} is more than n_epochs = {run['n_epochs']}")
-    if run["o2i"] and not 4 <= (d := round(math.sqrt(run["o2i"] / 100 * run["height"] * run["width"]))) <= min(run["height"], run["width"]) // 3: raise ParameterError(f"o2i: {run['o2i']:g} % means a sign of {d} px, which does not fit {run['height']}x{run['width']}")
+    try:
+        rows, columns = grid_shape(run["height"], run["width"], run["patch_size"], run["stride"])
+    except ValueError as e:
+        raise ParameterError(str(e)) from None
+    if run["warmup_epochs"] > run["n_epochs"]:
+        raise ParameterError(f"warmup_epochs: {run['warmup_epochs']:g} is more than n_epochs = {run['n_epochs']}")
+    if (
+        run["o2i"]
+        and not 4
+        <= (d := round(math.sqrt(run["o2i"] / 100 * run["height"] * run["width"])))
+        <= min(run["height"], run["width"]) // 3
+    ):
+        raise ParameterError(
+            f"o2i: {run['o2i']:g} % means a sign of {d} px, which does not fit {run['height']}x{run['width']}"
+        )
     return run | {"n_patches": rows * columns}
 
-def _version(path): # 12 hex digits: what is listed in a folder; other annotations make other runs
-    tables = [p for part in ("Set1", "Set2") for p in (path/f"{part}Part0"/"annotations.txt", path/part/"annotations.txt") if p.is_file()]
+
+def _version(path):  # 12 hex digits: what is listed in a folder; other annotations make other runs
+    tables = [
+        p
+        for part in ("Set1", "Set2")
+        for p in (path / f"{part}Part0" / "annotations.txt", path / part / "annotations.txt")
+        if p.is_file()
+    ]
     return hashlib.sha256(b"|".join(p.read_bytes() for p in tables)).hexdigest()[:12]
+
 
 def _prepare(values):
     data = values.get("data", "scenes")
-    if data == "scenes": return values
+    if data == "scenes":
+        return values
     path = Path(data).expanduser().resolve() if data != "sts" else "the real set"
-    if data != "sts" and not path.is_dir(): raise ParameterError(f"data: {data!r} is neither 'scenes' nor 'sts', and there is no folder {path}")
-    if values.get("o2i") or values.get("n_train") or values.get("n_test"): raise ParameterError(f"{next(k for k in ('o2i', 'n_train', 'n_test') if values.get(k))}: only scenes are made to order; {path} is as it is")
+    if data != "sts" and not path.is_dir():
+        raise ParameterError(f"data: {data!r} is neither 'scenes' nor 'sts', and there is no folder {path}")
+    if values.get("o2i") or values.get("n_train") or values.get("n_test"):
+        raise ParameterError(
+            f"{next(k for k in ('o2i', 'n_train', 'n_test') if values.get(k))}: only scenes are made to order; {path} is as it is"
+        )
     return values if data == "sts" else values | {"data": str(path), "data_version": _version(path)}
+
 
 def _folder(run, special):
     text = lambda k, v: v if isinstance(v, str) else k if v is True else f"{k}{v:g}"
-    name = run["data"] if run["data"] in ("scenes", "sts") else f"{Path(run['data']).name}-{hashlib.sha256(run['data'].encode()).hexdigest()[:6]}"
+    name = (
+        run["data"]
+        if run["data"] in ("scenes", "sts")
+        else f"{Path(run['data']).name}-{hashlib.sha256(run['data'].encode()).hexdigest()[:6]}"
+    )
     extra = [text(k, v) for k, v in special.items() if k not in ("height", "width", "patch_size")]
     size = [f"o2i{run['o2i']:g}", f"{run['n_train']}d"] if run["o2i"] else []
-    return re.sub(r"[^\w.-]+", "-", "_".join(map(str, ["results", name, run["height"], run["width"], *size, f"{100 * run['data_fraction']:g}pct", "PS", run["patch_size"], *extra])))
+    return re.sub(
+        r"[^\w.-]+",
+        "-",
+        "_".join(
+            map(
+                str,
+                [
+                    "results",
+                    name,
+                    run["height"],
+                    run["width"],
+                    *size,
+                    f"{100 * run['data_fraction']:g}pct",
+                    "PS",
+                    run["patch_size"],
+                    *extra,
+                ],
+            )
+        ),
+    )
 
 # %% ../../nbs/signs/settings.ipynb #720a9bb5
-def cost(run: dict) -> dict: # {"cpu_minutes": None for an encoder that was not timed, "gib"}
+def cost(run: dict) -> dict:  # {"cpu_minutes": None for an encoder that was not timed, "gib"}
     "Expected minutes on two CPU cores, and memory."
     p, n = run["patch_size"], run["n_train"] or 747
-    patches = run["n_epochs"] * n * run["data_fraction"] * (run["n_patches"] + 3 * run["M"]) + run["n_epochs"] / run["eval_every"] * (run["n_test"] or 684) * run["n_patches"]
-    mflop = {"resnet18": 150, "tf_efficientnet_lite0": 95}.get(run["backbone"].partition(".")[0]) # of 50x50 pixels; convolutions by channel count threefold, as measured
-    return {"cpu_minutes": None if mflop is None else round(patches * mflop / 1000 * (p / 50)**2 / 60 / 60, 1), "gib": round(1 + run["batch_size"] * (run["height"] * run["width"] * 3 * 6 / 2**30 + run["M"] * 2 * (p / 50)**2 / 1024), 1)}
+    patches = (
+        run["n_epochs"] * n * run["data_fraction"] * (run["n_patches"] + 3 * run["M"])
+        + run["n_epochs"] / run["eval_every"] * (run["n_test"] or 684) * run["n_patches"]
+    )
+    mflop = {"resnet18": 150, "tf_efficientnet_lite0": 95}.get(
+        run["backbone"].partition(".")[0]
+    )  # of 50x50 pixels; convolutions by channel count threefold, as measured
+    return {
+        "cpu_minutes": None if mflop is None else round(patches * mflop / 1000 * (p / 50) ** 2 / 60 / 60, 1),
+        "gib": round(
+            1
+            + run["batch_size"] * (run["height"] * run["width"] * 3 * 6 / 2**30 + run["M"] * 2 * (p / 50) ** 2 / 1024),
+            1,
+        ),
+    }
 
-SIGNS = Family("signs", DEFAULTS, PRESETS, _complete, _folder, CHOICES, RANGES, ("seed", "data", "data_fraction", "o2i", "n_train"),
-               published={"data": "sts", "protocol": "published"}, derived=("data_version",), cost=cost, prepare=_prepare)
+
+SIGNS = Family(
+    "signs",
+    DEFAULTS,
+    PRESETS,
+    _complete,
+    _folder,
+    CHOICES,
+    RANGES,
+    ("seed", "data", "data_fraction", "o2i", "n_train"),
+    published={"data": "sts", "protocol": "published"},
+    derived=("data_version",),
+    cost=cost,
+    prepare=_prepare,
+)
 
 # %% ../../nbs/signs/settings.ipynb #c545197a
 _QUARTER, _SEEDS = dict(data_fraction=0.25), dict(seed=[1, 2, 3, 4, 5])
 _QUICK = dict(data_fraction=0.25, o2i=2.0, seed=[0, 1])
 
-EXPERIMENTS = {f"Traffic_Signs/{name}": Experiment(f"Traffic_Signs/{name}", SIGNS, "21_traffic_signs_run", axes, grids, {"experiment": name}) for name, axes, grids in (
-    ("Dataset_Size", ("data_fraction", "protocol", "o2i"), {"paper": [dict(data_fraction=[0.25, 0.5, 1.0], **_SEEDS)], "quick": [dict(data_fraction=[0.25, 1.0], o2i=[0.5, 2.0], seed=[0, 1])], "smoke": [dict(data_fraction=[0.5, 1.0], o2i=5.0)]}),
-    ("Patch_Size", ("patch_size", "M"), {"paper": [dict(patch_size=25, M=20, **_QUARTER, **_SEEDS), dict(patch_size=100, **_QUARTER, **_SEEDS)], "quick": [dict(patch_size=20, M=20, **_QUICK), dict(patch_size=40, **_QUICK)], "smoke": [dict(patch_size=[20, 40], o2i=5.0)]}),
-    ("Attention_Masking", ("mask_p", "mask_k"), {"paper": [dict(mask_p=0., **_QUARTER, **_SEEDS), dict(mask_p=[0.05, 0.1], mask_k=[10, 20, 30], **_QUARTER, **_SEEDS)], "quick": [dict(mask_p=[0., 0.1], mask_k=10, **_QUICK)], "smoke": [dict(mask_p=[0., 0.1], mask_k=2, o2i=5.0)]}),
-    ("Semantic_Diversity_Regularisation", ("w_diversity", "w_semantic"), {"paper": [dict(w_diversity=0., **_QUARTER, **_SEEDS), dict(w_diversity=[0.1, 0.25, 0.5, 0.75, 1.0], w_semantic=1., **_QUARTER, **_SEEDS)], "quick": [dict(w_diversity=0., **_QUICK), dict(w_diversity=1.0, w_semantic=1., **_QUICK)], "smoke": [dict(w_diversity=0.1, w_semantic=1., o2i=5.0)]}),
-    ("Backbones", ("backbone", "pretrained", "frozen"), {"paper": [dict(backbone="resnet18", pretrained=[False, True], **_QUARTER, **_SEEDS), dict(backbone=["resnet50.tv_in1k", "resnet50.tv2_in1k"], frozen=True, **_QUARTER, **_SEEDS)], "quick": [dict(backbone="tf_efficientnet_lite0", pretrained=[False, True], **_QUICK)], "smoke": [dict(backbone="resnet18", pretrained=False, o2i=5.0)]}))}
+EXPERIMENTS = {
+    f"Traffic_Signs/{name}": Experiment(
+        f"Traffic_Signs/{name}", SIGNS, "21_traffic_signs_run", axes, grids, {"experiment": name}
+    )
+    for name, axes, grids in (
+        (
+            "Dataset_Size",
+            ("data_fraction", "protocol", "o2i"),
+            {
+                "paper": [dict(data_fraction=[0.25, 0.5, 1.0], **_SEEDS)],
+                "quick": [dict(data_fraction=[0.25, 1.0], o2i=[0.5, 2.0], seed=[0, 1])],
+                "smoke": [dict(data_fraction=[0.5, 1.0], o2i=5.0)],
+            },
+        ),
+        (
+            "Patch_Size",
+            ("patch_size", "M"),
+            {
+                "paper": [dict(patch_size=25, M=20, **_QUARTER, **_SEEDS), dict(patch_size=100, **_QUARTER, **_SEEDS)],
+                "quick": [dict(patch_size=20, M=20, **_QUICK), dict(patch_size=40, **_QUICK)],
+                "smoke": [dict(patch_size=[20, 40], o2i=5.0)],
+            },
+        ),
+        (
+            "Attention_Masking",
+            ("mask_p", "mask_k"),
+            {
+                "paper": [
+                    dict(mask_p=0.0, **_QUARTER, **_SEEDS),
+                    dict(mask_p=[0.05, 0.1], mask_k=[10, 20, 30], **_QUARTER, **_SEEDS),
+                ],
+                "quick": [dict(mask_p=[0.0, 0.1], mask_k=10, **_QUICK)],
+                "smoke": [dict(mask_p=[0.0, 0.1], mask_k=2, o2i=5.0)],
+            },
+        ),
+        (
+            "Semantic_Diversity_Regularisation",
+            ("w_diversity", "w_semantic"),
+            {
+                "paper": [
+                    dict(w_diversity=0.0, **_QUARTER, **_SEEDS),
+                    dict(w_diversity=[0.1, 0.25, 0.5, 0.75, 1.0], w_semantic=1.0, **_QUARTER, **_SEEDS),
+                ],
+                "quick": [dict(w_diversity=0.0, **_QUICK), dict(w_diversity=1.0, w_semantic=1.0, **_QUICK)],
+                "smoke": [dict(w_diversity=0.1, w_semantic=1.0, o2i=5.0)],
+            },
+        ),
+        (
+            "Backbones",
+            ("backbone", "pretrained", "frozen"),
+            {
+                "paper": [
+                    dict(backbone="resnet18", pretrained=[False, True], **_QUARTER, **_SEEDS),
+                    dict(backbone=["resnet50.tv_in1k", "resnet50.tv2_in1k"], frozen=True, **_QUARTER, **_SEEDS),
+                ],
+                "quick": [dict(backbone="tf_efficientnet_lite0", pretrained=[False, True], **_QUICK)],
+                "smoke": [dict(backbone="resnet18", pretrained=False, o2i=5.0)],
+            },
+        ),
+    )
+}

@@ -21,130 +21,188 @@ from torch import Tensor
 
 from ..base.core import child_seed, generator, seed_libraries, write_csv
 from ..base.download import cache_root
+from ..base.images import write_sheet
+from ..base.params import ParameterError
 from ..ips.encoders import make_encoder, normalisation
 from ..ips.engine import numerics, resolved_precision
-from ..train.setup import check_encoders, trainer_of
-from ..base.images import write_sheet
-from ..ips_net import IPSNet
 from ..ips.masking import STKIM
-from ..base.params import ParameterError
-from .scenes import make_scenes, scenes_version
+from ..ips_net import IPSNet
 from .photographs import CLASSES, Signs, download_signs, first, fraction, read_signs
+from .scenes import make_scenes, scenes_version
+from ..train.setup import check_encoders, trainer_of
 from ..train.trainer import Trainer
 
 # %% ../../nbs/signs/training.ipynb #2553ae8a
-KEEP_GIB = 4. # decoded pictures are kept in memory up to this much, else decoded each time
+KEEP_GIB = 4.0  # decoded pictures are kept in memory up to this much, else decoded each time
+
 
 class SignPictures:
     "Photographs and the sign that counts, as a dataset of [train/trainer](../train/trainer.ipynb). A batch is uint8 (B, 3, H, W)."
-    def __init__(self, signs: Signs, size: tuple, device="cpu"): # height, width
+
+    def __init__(self, signs: Signs, size: tuple, device="cpu"):  # height, width
         self.signs, self.size, self.device, self.labels = signs, size, device, {"sign": signs.labels}
         for file in signs.files:
-            try: Image.open(file).close()                              # its header, at once; the rest when it is read
-            except OSError as e: raise ValueError(f"data: {file} is not a picture that can be read ({e})") from None
+            try:
+                Image.open(file).close()  # its header, at once; the rest when it is read
+            except OSError as e:
+                raise ValueError(f"data: {file} is not a picture that can be read ({e})") from None
         self.kept = {} if len(signs.files) * 3 * size[0] * size[1] < KEEP_GIB * 2**30 else None
 
-    def __len__(self): return len(self.signs.files)
+    def __len__(self):
+        return len(self.signs.files)
 
     def _one(self, i):
-        if self.kept is not None and i in self.kept: return self.kept[i]
+        if self.kept is not None and i in self.kept:
+            return self.kept[i]
         try:
-            with Image.open(self.signs.files[i]) as im: img = np.asarray(im.convert("RGB")) # as stored, not turned: so are the boxes; a cut file is refused
-        except OSError as e: raise ValueError(f"data: {self.signs.files[i]} is not a picture that can be read ({e})") from None
+            with Image.open(self.signs.files[i]) as im:
+                img = np.asarray(im.convert("RGB"))  # as stored, not turned: so are the boxes; a cut file is refused
+        except OSError as e:
+            raise ValueError(f"data: {self.signs.files[i]} is not a picture that can be read ({e})") from None
         (h, w), (H, W) = img.shape[:2], self.size
-        if (h, w) != (H, W): img = cv2.resize(img, (W, H), interpolation=cv2.INTER_AREA if H < h else cv2.INTER_LINEAR)
+        if (h, w) != (H, W):
+            img = cv2.resize(img, (W, H), interpolation=cv2.INTER_AREA if H < h else cv2.INTER_LINEAR)
         one = np.ascontiguousarray(img.transpose(2, 0, 1))
-        if self.kept is not None: self.kept[i] = one
+        if self.kept is not None:
+            self.kept[i] = one
         return one
 
     def batch(self, indices) -> Tensor:
-        with ThreadPoolExecutor(4) as pool: return torch.from_numpy(np.stack(list(pool.map(self._one, indices)))).to(self.device)
+        with ThreadPoolExecutor(4) as pool:
+            return torch.from_numpy(np.stack(list(pool.map(self._one, indices)))).to(self.device)
 
-    def box(self, i) -> tuple|None: # x_min, y_min, x_max, y_max in pixels of the batch; None without a sign that counts
+    def box(
+        self, i
+    ) -> tuple | None:  # x_min, y_min, x_max, y_max in pixels of the batch; None without a sign that counts
         "Where the sign that counts lies."
-        if (sign := self.signs.boxes[i]) is None: return None
-        with Image.open(self.signs.files[i]) as im: w, h = im.size
-        return sign.x_min * self.size[1] / w, sign.y_min * self.size[0] / h, sign.x_max * self.size[1] / w, sign.y_max * self.size[0] / h
+        if (sign := self.signs.boxes[i]) is None:
+            return None
+        with Image.open(self.signs.files[i]) as im:
+            w, h = im.size
+        return (
+            sign.x_min * self.size[1] / w,
+            sign.y_min * self.size[0] / h,
+            sign.x_max * self.size[1] / w,
+            sign.y_max * self.size[0] / h,
+        )
 
 # %% ../../nbs/signs/training.ipynb #495db2f7
 def sign_root(run: dict) -> Path:
     "The set of a run; scenes are made, and the real set downloaded, if they are not there."
-    if run["data"] == "sts": return download_signs(cache_root()/"sts")
-    if run["data"] != "scenes": return Path(run["data"])
-    size = max((1200, 1600), (run["height"], run["width"]))            # as large as the photographs; the loader makes them smaller
-    root = cache_root()/f"scenes_{size[0]}x{size[1]}_o2i{run['o2i']:g}_{scenes_version()}"
+    if run["data"] == "sts":
+        return download_signs(cache_root() / "sts")
+    if run["data"] != "scenes":
+        return Path(run["data"])
+    size = max(
+        (1200, 1600), (run["height"], run["width"])
+    )  # as large as the photographs; the loader makes them smaller
+    root = cache_root() / f"scenes_{size[0]}x{size[1]}_o2i{run['o2i']:g}_{scenes_version()}"
     return make_scenes(root, run["n_train"], run["n_test"], size, run["o2i"])
+
 
 class Pictures(NamedTuple):
     "The data of a run."
+
     train: SignPictures
     test: SignPictures
 
-DATA = ("data", "o2i", "data_fraction", "protocol", "height", "width", "n_train", "n_test") # what decides about it
+
+DATA = ("data", "o2i", "data_fraction", "protocol", "height", "width", "n_train", "n_test")  # what decides about it
+
 
 def load(run: dict, device="cpu") -> Pictures:
     "Both sets of a run. `ParameterError` says what is wrong with the data."
     try:
         root = sign_root(run)
         sets = [read_signs(root, train) for train in (True, False)]
-        if run["data"] == "scenes": sets = [first(s, n) for s, n in zip(sets, (run["n_train"], run["n_test"]))] # a larger set may have been made before
-        shares = run["data_fraction"], run["data_fraction"] if run["protocol"] == "published" else 1.
-        return Pictures(*(SignPictures(fraction(s, share), (run["height"], run["width"]), device) for s, share in zip(sets, shares)))
-    except (ValueError, ConnectionError) as e: raise ParameterError(str(e)) from None
+        if run["data"] == "scenes":
+            sets = [
+                first(s, n) for s, n in zip(sets, (run["n_train"], run["n_test"]))
+            ]  # a larger set may have been made before
+        shares = run["data_fraction"], run["data_fraction"] if run["protocol"] == "published" else 1.0
+        return Pictures(
+            *(SignPictures(fraction(s, share), (run["height"], run["width"]), device) for s, share in zip(sets, shares))
+        )
+    except (ValueError, ConnectionError) as e:
+        raise ParameterError(str(e)) from None
 
 # %% ../../nbs/signs/training.ipynb #44a2975d
-def augment_signs(x: Tensor, g: torch.Generator, shift: float = 1 / 12) -> Tensor: # (B, 3, H, W) in [0, 1]
+def augment_signs(x: Tensor, g: torch.Generator, shift: float = 1 / 12) -> Tensor:  # (B, 3, H, W) in [0, 1]
     "Published: brightness, contrast, saturation and hue ± 0.1, and a shift of up to 100 px of 1200. What is shifted in is black."
     out, most = [], round(shift * x.shape[-2])
     for img in x:
         b, c, s, h = (torch.rand(4, generator=g) * 0.2 - 0.1).tolist()
         dy, dx = torch.randint(-most, most + 1, (2,), generator=g).tolist()
         img = T.adjust_hue(T.adjust_saturation(T.adjust_contrast(T.adjust_brightness(img, 1 + b), 1 + c), 1 + s), h)
-        out.append(T.affine(img, 0., [dx, dy], 1., [0., 0.]))
+        out.append(T.affine(img, 0.0, [dx, dy], 1.0, [0.0, 0.0]))
     return torch.stack(out)
+
 
 class PictureIPSNet(IPSNet):
     "An IPS network that takes pictures, uint8 (B, 3, H, W)."
+
     def __init__(self, encoder, tasks, patch_size: int, stride: int, mean: tuple, std: tuple, augmented: bool, **ips):
         super().__init__(encoder, tasks, **ips)
         self.patch_size, self.stride, self.augmented = patch_size, stride, augmented
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def cut(self, pictures: Tensor, g: torch.Generator|None = None) -> Tensor: # (B, N, 3, p, p)
+    def cut(self, pictures: Tensor, g: torch.Generator | None = None) -> Tensor:  # (B, N, 3, p, p)
         "The patches of pictures, normalised; varied in training."
         x, p, s = pictures.float() / 255, self.patch_size, self.stride
-        if self.training and self.augmented: x = augment_signs(x, g)
+        if self.training and self.augmented:
+            x = augment_signs(x, g)
         x = (x - self.mean) / self.std
-        return x.unfold(2, p, s).unfold(3, p, s).flatten(2, 3).transpose(1, 2).contiguous() # (B, 3, rows, columns, p, p) -> (B, N, 3, p, p)
+        return (
+            x.unfold(2, p, s).unfold(3, p, s).flatten(2, 3).transpose(1, 2).contiguous()
+        )  # (B, 3, rows, columns, p, p) -> (B, N, 3, p, p)
 
-    def forward(self, pictures: Tensor, generator: torch.Generator = None): return super().forward(self.cut(pictures, generator), generator)
+    def forward(self, pictures: Tensor, generator: torch.Generator = None):
+        return super().forward(self.cut(pictures, generator), generator)
+
 
 def encoder_of(run: dict):
     "The encoder of a run, new."
     return make_encoder(run["backbone"], run["pretrained"], run["frozen"], 3, run["patch_size"], n_stages=4, D=512)
+
 
 def make_net(run: dict, device) -> PictureIPSNet:
     "The network of a run before training; the seed decides its weights."
     seed_libraries(child_seed(run["seed"], "weights"))
     encoder = encoder_of(run)
     ips = {name: run[name] for name in ("M", "I", "n_patches", "engine")}
-    ips |= {"shuffle": None if run["shuffle"] == "none" else run["shuffle"],
-            "mask": STKIM(run["mask_p"], run["mask_k"]) if run["mask_p"] else None,
-            "precision": resolved_precision(run["precision"], device)}
-    net = PictureIPSNet(encoder, {"sign": ("softmax", len(CLASSES))}, run["patch_size"], run["stride"], *normalisation(run["backbone"]),
-                        run["augment"], use_position=False, H=8, Dk=64, Dv=64, D_inner=2048, **ips)
+    ips |= {
+        "shuffle": None if run["shuffle"] == "none" else run["shuffle"],
+        "mask": STKIM(run["mask_p"], run["mask_k"]) if run["mask_p"] else None,
+        "precision": resolved_precision(run["precision"], device),
+    }
+    net = PictureIPSNet(
+        encoder,
+        {"sign": ("softmax", len(CLASSES))},
+        run["patch_size"],
+        run["stride"],
+        *normalisation(run["backbone"]),
+        run["augment"],
+        use_position=False,
+        H=8,
+        Dk=64,
+        Dv=64,
+        D_inner=2048,
+        **ips,
+    )
     return net.to(device)
+
 
 def make_trainer(run: dict, data: Pictures, device, on_step=None) -> Trainer:
     "Everything a run needs, ready to train."
     return trainer_of(run, make_net(run, device), *data, on_step)
 
 # %% ../../nbs/signs/training.ipynb #4df149f4
-def touches(cells: np.ndarray, box: tuple, columns: int, p: int, s: int) -> np.ndarray: # bool, as many as cells
+def touches(cells: np.ndarray, box: tuple, columns: int, p: int, s: int) -> np.ndarray:  # bool, as many as cells
     "Which patches share a pixel with a box."
     x, y = cells % columns * s, cells // columns * s
     return (x < box[2]) & (x + p > box[0]) & (y < box[3]) & (y + p > box[1])
+
 
 @torch.no_grad()
 def evaluate_signs(trainer: Trainer, batch_size: int, shown: int = 8) -> tuple[list[dict], list[dict]]:
@@ -152,54 +210,100 @@ def evaluate_signs(trainer: Trainer, batch_size: int, shown: int = 8) -> tuple[l
     net, data, rows, patches = trainer.net.eval(), trainer.test, [], []
     g, columns = generator(trainer.seed, "test"), (data.size[1] - net.patch_size) // net.stride + 1
     with numerics(net.precision):
-        for idx in torch.arange(len(data)).split(batch_size):          # as the trainer tests, so with the same draws
+        for idx in torch.arange(len(data)).split(batch_size):  # as the trainer tests, so with the same draws
             out = net(data.batch(idx.tolist()), g)
-            for i, probs, cells, scores in zip(idx.tolist(), out.probs["sign"].cpu(), out.selection.index.cpu().numpy(), out.selection.score.cpu().tolist()):
+            for i, probs, cells, scores in zip(
+                idx.tolist(),
+                out.probs["sign"].cpu(),
+                out.selection.index.cpu().numpy(),
+                out.selection.score.cpu().tolist(),
+            ):
                 box, label = data.box(i), int(data.labels["sign"][i])
                 on = touches(cells, box, columns, net.patch_size, net.stride) if box else None
-                rows.append({"image": data.signs.files[i].name, "class": CLASSES[label], "guess": CLASSES[int(probs.argmax())], **{f"p_{c}": round(v, 6) for c, v in zip(CLASSES, probs.tolist())}, "kept_on_sign": "" if on is None else round(float(on.mean()), 4)})
+                rows.append(
+                    {
+                        "image": data.signs.files[i].name,
+                        "class": CLASSES[label],
+                        "guess": CLASSES[int(probs.argmax())],
+                        **{f"p_{c}": round(v, 6) for c, v in zip(CLASSES, probs.tolist())},
+                        "kept_on_sign": "" if on is None else round(float(on.mean()), 4),
+                    }
+                )
                 if box and len({r["image"] for r in patches}) < shown:
-                    patches += [{"image": data.signs.files[i].name, "rank": n, "x": int(c % columns * net.stride), "y": int(c // columns * net.stride), "w": net.patch_size, "h": net.patch_size, "score": round(v, 8)} for n, (c, v) in enumerate(zip(cells, scores))]
+                    patches += [
+                        {
+                            "image": data.signs.files[i].name,
+                            "rank": n,
+                            "x": int(c % columns * net.stride),
+                            "y": int(c // columns * net.stride),
+                            "w": net.patch_size,
+                            "h": net.patch_size,
+                            "score": round(v, 8),
+                        }
+                        for n, (c, v) in enumerate(zip(cells, scores))
+                    ]
     return rows, patches
 
-def show_signs(data: SignPictures, names: list, path: Path) -> list[dict]: # as of `write_sheet`, with the sign and its box
+
+def show_signs(
+    data: SignPictures, names: list, path: Path
+) -> list[dict]:  # as of `write_sheet`, with the sign and its box
     "Keep small pictures of these for the figures."
     places = [i for i, f in enumerate(data.signs.files) if f.name in names]
-    rows = write_sheet(path, {data.signs.files[i].name: data.batch([i])[0].permute(1, 2, 0).cpu().numpy() for i in places}) if places else []
+    rows = (
+        write_sheet(path, {data.signs.files[i].name: data.batch([i])[0].permute(1, 2, 0).cpu().numpy() for i in places})
+        if places
+        else []
+    )
     return [r | {"sign": data.signs.boxes[i].name, "box": list(data.box(i))} for r, i in zip(rows, places)]
 
-def sign_summary(rows: list[dict]) -> dict: # accuracy, majority_class, kept_on_sign, sign_found, each with n
+
+def sign_summary(rows: list[dict]) -> dict:  # accuracy, majority_class, kept_on_sign, sign_found, each with n
     "Scores of the rows of `evaluate_signs`."
     n, signed = len(rows), [r["kept_on_sign"] for r in rows if r["kept_on_sign"] != ""]
     right, most = sum(r["guess"] == r["class"] for r in rows), max(sum(r["class"] == c for r in rows) for c in CLASSES)
-    return {"accuracy": {"accuracy": right / n, "right": right, "n": n}, "majority_class": {"accuracy": most / n, "right": most, "n": n}, "kept_on_sign": sum(signed) / len(signed) if signed else None, "sign_found": sum(v > 0 for v in signed) / len(signed) if signed else None, "n_with_sign": len(signed)}
+    return {
+        "accuracy": {"accuracy": right / n, "right": right, "n": n},
+        "majority_class": {"accuracy": most / n, "right": most, "n": n},
+        "kept_on_sign": sum(signed) / len(signed) if signed else None,
+        "sign_found": sum(v > 0 for v in signed) / len(signed) if signed else None,
+        "n_with_sign": len(signed),
+    }
 
 # %% ../../nbs/signs/training.ipynb #05cd1bc5
 def check(runs: list[dict]):
     "`ParameterError` for an encoder or weights that cannot be had."
     check_encoders(runs, encoder_of)
 
+
 def network(run: dict, data: Pictures, device) -> PictureIPSNet:
     "The untrained network of a run, whatever its data."
     return make_net(run, device)
 
-def finish(trainer: Trainer, run: dict, data: Pictures, folder: Path) -> dict: # more for the summary
+
+def finish(trainer: Trainer, run: dict, data: Pictures, folder: Path) -> dict:  # more for the summary
     "Predictions, kept patches and a few small pictures of a finished run."
     rows, patches = evaluate_signs(trainer, run["batch_size"])
-    write_csv(folder/"predictions.csv", rows)
-    if patches: write_csv(folder/"selected_patches.csv", patches) # none without a sign that counts
+    write_csv(folder / "predictions.csv", rows)
+    if patches:
+        write_csv(folder / "selected_patches.csv", patches)  # none without a sign that counts
     first = list(dict.fromkeys(p["image"] for p in patches))[:4]
-    return {"signs": sign_summary(rows), "shown": show_signs(data.test, first, folder/"shown.jpg")}
+    return {"signs": sign_summary(rows), "shown": show_signs(data.test, first, folder / "shown.jpg")}
 
-def facts(run: dict, data: Pictures) -> dict: # for the manifest
+
+def facts(run: dict, data: Pictures) -> dict:  # for the manifest
     "How many pictures there are."
     return {"pictures": {"train": len(data.train), "test": len(data.test)}}
+
 
 def title(run: dict) -> str:
     "A run in words."
     return f"{run['data_fraction']:.0%} of the pictures, seed {run['seed']}"
 
+
 def each(run: dict, load) -> str:
     "What all runs of a request have in common, in words."
-    return (f"{run['n_epochs']} epochs, pictures of {run['height']}x{run['width']}, {run['n_patches']} patches of {run['patch_size']} px, "
-            f"M = {run['M']}, I = {run['I']}, encoder {run['backbone']}")
+    return (
+        f"{run['n_epochs']} epochs, pictures of {run['height']}x{run['width']}, {run['n_patches']} patches of {run['patch_size']} px, "
+        f"M = {run['M']}, I = {run['I']}, encoder {run['backbone']}"
+    )

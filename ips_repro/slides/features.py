@@ -25,187 +25,310 @@ from .tiles import SUFFIXES, grid_of, open_slide, overview, read_tiles, tissue_t
 # %% ../../nbs/slides/features.ipynb #77eec678
 LABELS = {"0": 0, "1": 1, "normal": 0, "tumor": 1, "tumour": 1}
 
-def _listed(table, folder): # {slide: (label, part)} of a labels.csv
+
+def _listed(table, folder):  # {slide: (label, part)} of a labels.csv
     found = {}
     for line, r in enumerate(read_csv(table), 2):
         label = LABELS.get((r.get("label") or "").strip().lower())
-        if not r.get("slide") or label is None: raise ValueError(f"{table}, line {line}: slide {r.get('slide')!r}, label {r.get('label')!r}; labels are {', '.join(LABELS)}")
-        if (part := r.get("part") or "train") not in ("train", "test"): raise ValueError(f"{table}, line {line}: part {part!r} is neither train nor test")
-        if r["slide"] in found: raise ValueError(f"{table}, line {line}: {r['slide']} stands there twice")
+        if not r.get("slide") or label is None:
+            raise ValueError(
+                f"{table}, line {line}: slide {r.get('slide')!r}, label {r.get('label')!r}; labels are {', '.join(LABELS)}"
+            )
+        if (part := r.get("part") or "train") not in ("train", "test"):
+            raise ValueError(f"{table}, line {line}: part {part!r} is neither train nor test")
+        if r["slide"] in found:
+            raise ValueError(f"{table}, line {line}: {r['slide']} stands there twice")
         found[r["slide"]] = label, part
     return found
 
-def list_slides(folder: str|Path) -> dict: # name of the file -> (label, part), in order; label None: not known
+
+def list_slides(folder: str | Path) -> dict:  # name of the file -> (label, part), in order; label None: not known
     "The slides of a folder. Labels from its `labels.csv` (slide, label[, part]), else from names as in CAMELYON16: normal_001.tif, tumor_001.tif. `ValueError` names the line that is wrong."
     folder = Path(folder)
-    if (folder/"labels.csv").is_file():
-        return _listed(folder/"labels.csv", folder)
-    if not folder.is_dir(): raise ValueError(f"slides: there is no folder {folder}")
-    found = {p.name: (LABELS.get(p.name.split("_")[0].lower()), "train") for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES}
-    if not found: raise ValueError(f"slides: {folder} holds no slide ({', '.join(SUFFIXES)})")
+    if (folder / "labels.csv").is_file():
+        return _listed(folder / "labels.csv", folder)
+    if not folder.is_dir():
+        raise ValueError(f"slides: there is no folder {folder}")
+    found = {
+        p.name: (LABELS.get(p.name.split("_")[0].lower()), "train")
+        for p in sorted(folder.iterdir())
+        if p.suffix.lower() in SUFFIXES
+    }
+    if not found:
+        raise ValueError(f"slides: {folder} holds no slide ({', '.join(SUFFIXES)})")
     return found
 
 # %% ../../nbs/slides/features.ipynb #d1050f2a
 class Extractor:
     "A timm encoder and how tiles come to it."
-    def __init__(self, encoder: str = "resnet50", pretrained: bool = True, tile: int = 256, crop: int = 224, tissue: float = 0.25, batch_size: int = 32, device: str = "cpu", workers: int = 4):
-        if not timm.is_model(encoder): raise ValueError(f"encoder: {encoder!r} is no timm model")
-        if not 1 <= crop <= tile: raise ValueError(f"crop: {crop} is not between 1 and the tile's {tile} px")
-        if not 0 < tissue <= 1: raise ValueError(f"tissue: {tissue:g} is not between 0 and 1")
-        self.how = {"encoder": encoder, "pretrained": pretrained, "tile": tile, "crop": crop, "tissue": tissue} # what features depend on
+
+    def __init__(
+        self,
+        encoder: str = "resnet50",
+        pretrained: bool = True,
+        tile: int = 256,
+        crop: int = 224,
+        tissue: float = 0.25,
+        batch_size: int = 32,
+        device: str = "cpu",
+        workers: int = 4,
+    ):
+        if not timm.is_model(encoder):
+            raise ValueError(f"encoder: {encoder!r} is no timm model")
+        if not 1 <= crop <= tile:
+            raise ValueError(f"crop: {crop} is not between 1 and the tile's {tile} px")
+        if not 0 < tissue <= 1:
+            raise ValueError(f"tissue: {tissue:g} is not between 0 and 1")
+        self.how = {
+            "encoder": encoder,
+            "pretrained": pretrained,
+            "tile": tile,
+            "crop": crop,
+            "tissue": tissue,
+        }  # what features depend on
         self.batch_size, self.device, self.workers = batch_size, device, workers
-        self.net = None # made when the first slide needs it
+        self.net = None  # made when the first slide needs it
         self.mean, self.std = (torch.tensor(v, device=device).view(3, 1, 1) for v in normalisation(encoder))
 
-    def key(self, path: Path) -> str: # 16 hex digits
+    def key(self, path: Path) -> str:  # 16 hex digits
         "Changes with the settings and with the slide (its size, beginning and end)."
         size = path.stat().st_size
         with path.open("rb") as f:
             ends = f.read(2**16)
             f.seek(max(0, size - 2**16))
-            return hashlib.sha256(json.dumps([self.how, size], sort_keys=True).encode() + ends + f.read()).hexdigest()[:16]
+            return hashlib.sha256(json.dumps([self.how, size], sort_keys=True).encode() + ends + f.read()).hexdigest()[
+                :16
+            ]
 
     def load(self):
         "Make the network, and try it on a tile. `ValueError` or `ConnectionError` if it cannot be had, or cannot take such tiles."
         how = self.how
-        torch.manual_seed(0)                                           # for one without weights
-        if self.net is None: self.net = tried(lambda: backbone_of(how["encoder"], 3, how["pretrained"]), how["encoder"], how["pretrained"], 3, how["crop"], "encoder").eval().to(self.device)
+        torch.manual_seed(0)  # for one without weights
+        if self.net is None:
+            self.net = (
+                tried(
+                    lambda: backbone_of(how["encoder"], 3, how["pretrained"]),
+                    how["encoder"],
+                    how["pretrained"],
+                    3,
+                    how["crop"],
+                    "encoder",
+                )
+                .eval()
+                .to(self.device)
+            )
 
     @torch.inference_mode()
-    def __call__(self, tiles: np.ndarray) -> np.ndarray: # uint8 (n, p, p, 3) -> float32 (n, F)
+    def __call__(self, tiles: np.ndarray) -> np.ndarray:  # uint8 (n, p, p, 3) -> float32 (n, F)
         x = torch.from_numpy(tiles).to(self.device).permute(0, 3, 1, 2).float() / 255
         return self.net((x - self.mean) / self.std).float().cpu().numpy()
 
 # %% ../../nbs/slides/features.ipynb #85a76de5
 def extract_slide(
-    path: Path, group,        # slide; an empty HDF5 group
+    path: Path,
+    group,  # slide; an empty HDF5 group
     extractor: Extractor,
-    step=lambda done, n: None, # told after each batch
-) -> int:                     # tiles
+    step=lambda done, n: None,  # told after each batch
+) -> int:  # tiles
     "Write the features of a slide, a batch at a time: memory does not depend on their number. `ValueError` for a slide that cannot be read or has no tissue."
     how = extractor.how
     with open_slide(path) as slide:
         grid = grid_of(slide, how["tile"])
-        if not grid.rows * grid.columns: raise ValueError(f"it has {slide.dimensions[0]}x{slide.dimensions[1]} pixels, less than a tile of {how['tile']}")
+        if not grid.rows * grid.columns:
+            raise ValueError(
+                f"it has {slide.dimensions[0]}x{slide.dimensions[1]} pixels, less than a tile of {how['tile']}"
+            )
         picture = overview(slide, grid)
         cells = tissue_tiles(picture, grid, how["tissue"])
-        if not len(cells): raise ValueError("no tissue on it")
+        if not len(cells):
+            raise ValueError("no tissue on it")
         group.create_dataset("pos", data=cells)
         group.create_dataset("thumbnail", data=picture, compression="gzip")
         done = 0
         for part, tiles in read_tiles(slide, grid, cells, how["crop"], extractor.batch_size, extractor.workers):
             features = extractor(tiles)
             img = group.require_dataset("img", (len(cells), features.shape[1]), np.float32)
-            img[done:done + len(part)] = features
+            img[done : done + len(part)] = features
             step(done := done + len(part), len(cells))
         group.attrs.update(rows=grid.rows, columns=grid.columns, **how)
     return done
 
 # %% ../../nbs/slides/features.ipynb #e97f6d4d
-def _one(folder, name, label, part, extractor, target, step): # the slide as a file of its own, whole or not at all
-    key = extractor.key(folder/name)
+def _one(folder, name, label, part, extractor, target, step):  # the slide as a file of its own, whole or not at all
+    key = extractor.key(folder / name)
     with h5py.File(tmp := target.with_suffix(".part"), "w") as f:
         group = f.create_group(Path(name).stem)
-        n = extract_slide(folder/name, group, extractor, step)
+        n = extract_slide(folder / name, group, extractor, step)
         group.attrs.update(label=label, part=part, slide=name, key=key)
     os.replace(tmp, target)
     return n
 
-def _gather(out, parts, labels, stale): # all groups in one file, labelled as they are now
+
+def _gather(out, parts, labels, stale):  # all groups in one file, labelled as they are now
     with h5py.File(tmp := out.with_name(f".{out.name}.part"), "w") as f:
         for source in (*((out,) if out.is_file() else ()), *sorted(parts.glob("*.h5"))):
             with h5py.File(source, "r") as s:
                 for name in s:
-                    if source == out and name in labels and stale(name, s[name]): continue
-                    if name in f: del f[name]                          # made again
+                    if source == out and name in labels and stale(name, s[name]):
+                        continue
+                    if name in f:
+                        del f[name]  # made again
                     s.copy(name, f)
-                    if labels.get(name, (None,))[0] is not None: f[name].attrs.update(label=labels[name][0], part=labels[name][1])
+                    if labels.get(name, (None,))[0] is not None:
+                        f[name].attrs.update(label=labels[name][0], part=labels[name][1])
     os.replace(tmp, out)
 
-def _known(path): # {group: (key, (label, part))} of a file, or of nothing
-    if not path.is_file(): return {}
-    try: f = h5py.File(path, "r")
-    except OSError as e: raise ValueError(f"out: {path} is no HDF5 file that can be read ({str(e).splitlines()[0]})") from None
-    with f: return {name: (g.attrs.get("key"), (g.attrs.get("label"), g.attrs.get("part"))) for name, g in f.items()}
+
+def _known(path):  # {group: (key, (label, part))} of a file, or of nothing
+    if not path.is_file():
+        return {}
+    try:
+        f = h5py.File(path, "r")
+    except OSError as e:
+        raise ValueError(f"out: {path} is no HDF5 file that can be read ({str(e).splitlines()[0]})") from None
+    with f:
+        return {name: (g.attrs.get("key"), (g.attrs.get("label"), g.attrs.get("part"))) for name, g in f.items()}
 
 # %% ../../nbs/slides/features.ipynb #56ae7afc
 def extract_features(
-    slides: str|Path,      # a folder, see `list_slides`
-    out: str|Path,         # the HDF5 file
+    slides: str | Path,  # a folder, see `list_slides`
+    out: str | Path,  # the HDF5 file
     extractor: Extractor,
     say=print,
-    step=lambda name, done, n: None, # after each batch: a slide's name, its tiles done, its tiles
-) -> dict:                 # slide -> why it could not be used
+    step=lambda name, done, n: None,  # after each batch: a slide's name, its tiles done, its tiles
+) -> dict:  # slide -> why it could not be used
     "Extract what is not done yet; the slides that could not be used are returned, each told at once. `ValueError` if two slides would share a group, or if another process is at it."
     slides, out = Path(slides), Path(out)
     listed, parts = list_slides(slides), out.with_name(out.name + ".parts")
     stems = {Path(name).stem: name for name in listed}
-    if len(stems) < len(listed): raise ValueError(f"slides: two slides of {slides} have the same name but for the ending")
+    if len(stems) < len(listed):
+        raise ValueError(f"slides: two slides of {slides} have the same name but for the ending")
     parts.mkdir(parents=True, exist_ok=True)
-    try: lock = FileLock(out.with_name(f".{out.name}.lock")).acquire(timeout=0)
-    except Timeout: raise ValueError(f"{out} is being written by another process") from None
+    try:
+        lock = FileLock(out.with_name(f".{out.name}.lock")).acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{out} is being written by another process") from None
     with lock:
-        if other := sorted(set(done := _known(out)) - set(stems)): say(f"{out} also holds {len(other)} slides that are not in {slides}; they stay: {', '.join(other[:5])}{', ...' * (len(other) > 5)}", flush=True)
+        if other := sorted(set(done := _known(out)) - set(stems)):
+            say(
+                f"{out} also holds {len(other)} slides that are not in {slides}; they stay: {', '.join(other[:5])}{', ...' * (len(other) > 5)}",
+                flush=True,
+            )
         failed, labels = {}, {Path(name).stem: how for name, how in listed.items()}
+
         def not_used(name, e):
             failed[name] = str(e)
             say(f"{name}: NOT USED, {e}", flush=True)
+
         for i, (name, (label, part)) in enumerate(listed.items(), 1):
-            head, target = f"[{i}/{len(listed)}] {name}", parts/f"{Path(name).stem}.h5"
+            head, target = f"[{i}/{len(listed)}] {name}", parts / f"{Path(name).stem}.h5"
             try:
-                if label is None: raise ValueError("its label is not known: neither labels.csv nor its name says it")
-                if not (slides/name).is_file(): raise ValueError("there is no such file")
-                key, before = extractor.key(slides/name), [known.get(target.stem, (None,))[0] for known in (done, _known(target))]
-            except (ValueError, OSError) as e: not_used(name, e); continue
-            if before[1] not in (None, key) or before[0] == key: target.unlink(missing_ok=True) # of other settings, or not needed
-            if key in before: say(f"{head}: done before", flush=True); continue
+                if label is None:
+                    raise ValueError("its label is not known: neither labels.csv nor its name says it")
+                if not (slides / name).is_file():
+                    raise ValueError("there is no such file")
+                key, before = (
+                    extractor.key(slides / name),
+                    [known.get(target.stem, (None,))[0] for known in (done, _known(target))],
+                )
+            except (ValueError, OSError) as e:
+                not_used(name, e)
+                continue
+            if before[1] not in (None, key) or before[0] == key:
+                target.unlink(missing_ok=True)  # of other settings, or not needed
+            if key in before:
+                say(f"{head}: done before", flush=True)
+                continue
             extractor.load()
-            try: say(f"{head}: {_one(slides, name, label, part, extractor, target, lambda *a: step(name, *a))} tiles", flush=True)
-            except (ValueError, OSError) as e: not_used(name, e)
-        stale = lambda name, group: stems[name] in failed and any(group.attrs.get(k) != v for k, v in extractor.how.items()) # of other settings, and not made again
-        if any(parts.glob("*.h5")) or {n: how for n, (_, how) in done.items()} != {n: labels.get(n, how) for n, (_, how) in done.items()}: _gather(out, parts, labels, stale)
+            try:
+                say(
+                    f"{head}: {_one(slides, name, label, part, extractor, target, lambda *a: step(name, *a))} tiles",
+                    flush=True,
+                )
+            except (ValueError, OSError) as e:
+                not_used(name, e)
+        stale = lambda name, group: (
+            stems[name] in failed and any(group.attrs.get(k) != v for k, v in extractor.how.items())
+        )  # of other settings, and not made again
+        if any(parts.glob("*.h5")) or {n: how for n, (_, how) in done.items()} != {
+            n: labels.get(n, how) for n, (_, how) in done.items()
+        }:
+            _gather(out, parts, labels, stale)
         shutil.rmtree(parts)
     return failed
 
 # %% ../../nbs/slides/features.ipynb #dc831f4f
 class Bag:
     "The tiles of one slide, in a file; read when they are asked for."
-    def __init__(self, path: Path, name: str, label: int, part: str, n: int, F: int, columns: int|None, tile: int|None):
-        self.path, self.name, self.label, self.part, self.n, self.F, self.columns, self.tile = path, name, label, part, n, F, columns, tile
 
-    def blocks(self, size: int = 1024): # yields (pos (b,) int64, features (b, F) float32)
+    def __init__(
+        self, path: Path, name: str, label: int, part: str, n: int, F: int, columns: int | None, tile: int | None
+    ):
+        self.path, self.name, self.label, self.part, self.n, self.F, self.columns, self.tile = (
+            path,
+            name,
+            label,
+            part,
+            n,
+            F,
+            columns,
+            tile,
+        )
+
+    def blocks(self, size: int = 1024):  # yields (pos (b,) int64, features (b, F) float32)
         with h5py.File(self.path, "r") as f:
             g = f[self.name]
-            for i in range(0, self.n, size): yield torch.from_numpy(g["pos"][i:i + size].astype(np.int64)), torch.from_numpy(g["img"][i:i + size].astype(np.float32))
+            for i in range(0, self.n, size):
+                yield (
+                    torch.from_numpy(g["pos"][i : i + size].astype(np.int64)),
+                    torch.from_numpy(g["img"][i : i + size].astype(np.float32)),
+                )
 
-    def corner(self, pos: int) -> tuple: # (x, y) at level 0; ("", "") where the file does not say how wide its grid is
-        return (pos % self.columns * self.tile, pos // self.columns * self.tile) if self.columns and self.tile else ("", "")
+    def corner(self, pos: int) -> tuple:  # (x, y) at level 0; ("", "") where the file does not say how wide its grid is
+        return (
+            (pos % self.columns * self.tile, pos // self.columns * self.tile)
+            if self.columns and self.tile
+            else ("", "")
+        )
 
-    def thumbnail(self): # uint8 (h, w, 3), or None
-        with h5py.File(self.path, "r") as f: return f[self.name]["thumbnail"][:] if "thumbnail" in f[self.name] else None
+    def thumbnail(self):  # uint8 (h, w, 3), or None
+        with h5py.File(self.path, "r") as f:
+            return f[self.name]["thumbnail"][:] if "thumbnail" in f[self.name] else None
+
 
 def _bag(path, name, g, part):
-    if not isinstance(g, h5py.Group) or "img" not in g or "pos" not in g: raise ValueError("no datasets 'img' and 'pos'")
-    if "label" not in g.attrs: raise ValueError("no attribute 'label'")
-    if (label := int(g.attrs["label"])) not in (0, 1): raise ValueError(f"its label is {label}, neither 0 nor 1")
-    if g["img"].ndim != 2 or g["pos"].ndim != 1 or len(g["pos"]) != len(g["img"]) or not len(g["pos"]): raise ValueError(f"'img' is {g['img'].shape} and 'pos' {g['pos'].shape}")
+    if not isinstance(g, h5py.Group) or "img" not in g or "pos" not in g:
+        raise ValueError("no datasets 'img' and 'pos'")
+    if "label" not in g.attrs:
+        raise ValueError("no attribute 'label'")
+    if (label := int(g.attrs["label"])) not in (0, 1):
+        raise ValueError(f"its label is {label}, neither 0 nor 1")
+    if g["img"].ndim != 2 or g["pos"].ndim != 1 or len(g["pos"]) != len(g["img"]) or not len(g["pos"]):
+        raise ValueError(f"'img' is {g['img'].shape} and 'pos' {g['pos'].shape}")
     size = [int(g.attrs[k]) if k in g.attrs else None for k in ("columns", "tile")]
-    if (part := part or g.attrs.get("part", "train")) not in ("train", "test"): raise ValueError(f"its part is {part!r}, neither train nor test")
+    if (part := part or g.attrs.get("part", "train")) not in ("train", "test"):
+        raise ValueError(f"its part is {part!r}, neither train nor test")
     return Bag(path, name, label, part, *g["img"].shape, *size)
 
 # %% ../../nbs/slides/features.ipynb #e40e941d
-def read_bags(path: str|Path) -> tuple[list[Bag], dict]: # bags; group -> why it cannot be used
+def read_bags(path: str | Path) -> tuple[list[Bag], dict]:  # bags; group -> why it cannot be used
     "The slides of an HDF5 file, or of `train.h5` and `test.h5` in a folder. `ValueError` if there is no such file."
     path = Path(path)
-    files = {path/"train.h5": "train", path/"test.h5": "test"} if path.is_dir() else {path: None}
+    files = {path / "train.h5": "train", path / "test.h5": "test"} if path.is_dir() else {path: None}
     bags, bad = [], {}
     for file, part in files.items():
-        if not file.is_file(): raise ValueError(f"data: there is no file {file}")
-        try: f = h5py.File(file, "r")
-        except OSError as e: raise ValueError(f"data: {file} is no HDF5 file that can be read ({str(e).splitlines()[0]})") from None
+        if not file.is_file():
+            raise ValueError(f"data: there is no file {file}")
+        try:
+            f = h5py.File(file, "r")
+        except OSError as e:
+            raise ValueError(f"data: {file} is no HDF5 file that can be read ({str(e).splitlines()[0]})") from None
         with f:
             for name in f:
-                try: bags.append(_bag(file, name, f[name], part))
-                except (ValueError, TypeError) as e: bad[name] = str(e)
-    if len({b.F for b in bags}) > 1: raise ValueError(f"data: {path} has features of different lengths: {sorted({b.F for b in bags})}")
+                try:
+                    bags.append(_bag(file, name, f[name], part))
+                except (ValueError, TypeError) as e:
+                    bad[name] = str(e)
+    if len({b.F for b in bags}) > 1:
+        raise ValueError(f"data: {path} has features of different lengths: {sorted({b.F for b in bags})}")
     return bags, bad

@@ -15,34 +15,48 @@ import seaborn as sns
 from matplotlib.patches import Rectangle
 
 from ..base.core import read_csv, read_json
-from ..runs.run import Run, reduction_text
 from ..base.images import read_sheet
-from ..runs.pictures import titled
-from ..runs.tables import plain_runs
 from ..runs.folder import read_manifest
+from ..runs.pictures import titled
+from ..runs.run import Run, reduction_text
+from ..runs.tables import plain_runs
 from .settings import EXPERIMENTS
 
 # %% ../../nbs/slides/results.ipynb #ef332d8c
-def row(run: Run, folder: str|Path) -> dict: # of a finished run
+def row(run: Run, folder: str | Path) -> dict:  # of a finished run
     "Its parameters, auc, accuracy, n (test slides), train_slides, reduced, variant, folder."
-    manifest, slides = read_manifest(folder), read_json(Path(folder)/"summary.json")["slides"]
-    return run | {"auc": slides["auc"], "accuracy": slides["accuracy"]["accuracy"], "n": slides["accuracy"]["n"], "train_slides": manifest["slides"]["train"], "reduced": run.reduced, "variant": run.changed, "folder": str(folder)}
+    manifest, slides = read_manifest(folder), read_json(Path(folder) / "summary.json")["slides"]
+    return run | {
+        "auc": slides["auc"],
+        "accuracy": slides["accuracy"]["accuracy"],
+        "n": slides["accuracy"]["n"],
+        "train_slides": manifest["slides"]["train"],
+        "reduced": run.reduced,
+        "variant": run.changed,
+        "folder": str(folder),
+    }
 
-def read_slide_runs(experiment: str = "Camelyon16", scales: tuple = ("paper", "quick"), data: str|None = None) -> pd.DataFrame: # a row a run: parameters, auc, accuracy, n, ...
+
+def read_slide_runs(
+    experiment: str = "Camelyon16", scales: tuple = ("paper", "quick"), data: str | None = None
+) -> pd.DataFrame:  # a row a run: parameters, auc, accuracy, n, ...
     "Every finished plain run (on this data, or on any), of the first of these scales that has any."
     return plain_runs(EXPERIMENTS[experiment], scales, row, lambda table: (table.data == data) | (data is None))
 
-def slide_table(runs: list[Run]) -> pd.DataFrame: # as of `read_slide_runs`
+
+def slide_table(runs: list[Run]) -> pd.DataFrame:  # as of `read_slide_runs`
     "Exactly these runs, which are finished, whatever was set otherwise in them."
     return pd.DataFrame([row(r, r.folder) for r in runs])
+
 
 def published() -> pd.DataFrame:
     "No run on slides was published with its numbers."
     return pd.DataFrame()
 
-def top_tiles(folder: str|Path, n: int = 5) -> pd.DataFrame: # slide, label, p_tumour, rank, x, y, side, attention
+
+def top_tiles(folder: str | Path, n: int = 5) -> pd.DataFrame:  # slide, label, p_tumour, rank, x, y, side, attention
     "The most attended tiles of every test slide, with their corners in pixels at level 0."
-    rows, tiles = (pd.DataFrame(read_csv(Path(folder)/f"{name}.csv")) for name in ("predictions", "selected_patches"))
+    rows, tiles = (pd.DataFrame(read_csv(Path(folder) / f"{name}.csv")) for name in ("predictions", "selected_patches"))
     table = tiles.merge(rows[["slide", "label", "p_tumour"]], on="slide")
     table = table[table["rank"].astype(int) < n].rename(columns={"score": "attention"})
     return table[["slide", "label", "p_tumour", "rank", "x", "y", "side", "attention"]].reset_index(drop=True)
@@ -52,40 +66,88 @@ def slide_note(runs: pd.DataFrame) -> str:
     "Scale, slides, and what differs from the published setting, in a line."
     return f"{runs.scale.iloc[0]} scale on {'slides made here' if runs.data.iloc[0] == 'made' else Path(runs.data.iloc[0]).name}: {runs.train_slides.iloc[0]} slides to train on, {runs.n.iloc[0]} to test. A dot is a run. Differs from the paper in: {'; '.join(reduction_text(list(runs.reduced))) or 'nothing'}."
 
-def auc_by_memory(runs: pd.DataFrame): # matplotlib figure
+
+def auc_by_memory(runs: pd.DataFrame):  # matplotlib figure
     "AUC and accuracy on the test slides against the number of tiles in memory."
-    with sns.axes_style("whitegrid"): fig, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
+    with sns.axes_style("whitegrid"):
+        fig, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
     for ax, score, label in zip(axes, ("auc", "accuracy"), ("area under the ROC curve", "accuracy at 0.5")):
-        sns.stripplot(runs.assign(seed=runs.seed.astype(str)), x="M", y=score, hue="seed", dodge=True, jitter=False, size=7, ax=ax, legend=score == "auc")
+        sns.stripplot(
+            runs.assign(seed=runs.seed.astype(str)),
+            x="M",
+            y=score,
+            hue="seed",
+            dodge=True,
+            jitter=False,
+            size=7,
+            ax=ax,
+            legend=score == "auc",
+        )
         ax.axhline(0.5, color="0.5", linestyle=":")
         ax.set(xlabel="M, tiles in memory", ylabel=label, ylim=(0, 1.05))
     axes[0].legend(title="seed", loc="lower right")
     return titled(fig, "Tumour or not, from a few tiles of each slide", slide_note(runs))
 
 # %% ../../nbs/slides/results.ipynb #74bbc9d2
-def slide_maps(folder: str|Path, slides: int = 4): # matplotlib figure
+def slide_maps(folder: str | Path, slides: int = 4):  # matplotlib figure
     "The most attended tiles of a few test slides on their thumbnails, coloured by attention; None if the features had none."
-    folder, shown = Path(folder), read_json(Path(folder)/"summary.json")["shown"][:slides]
-    if not shown: return None
-    run, kept, rows = read_manifest(folder)["parameters"], pd.DataFrame(read_csv(folder/"selected_patches.csv")), {r["slide"]: r for r in read_csv(folder/"predictions.csv")}
-    sheet = read_sheet(folder/"shown.jpg", shown)
+    folder, shown = Path(folder), read_json(Path(folder) / "summary.json")["shown"][:slides]
+    if not shown:
+        return None
+    run, kept, rows = (
+        read_manifest(folder)["parameters"],
+        pd.DataFrame(read_csv(folder / "selected_patches.csv")),
+        {r["slide"]: r for r in read_csv(folder / "predictions.csv")},
+    )
+    sheet = read_sheet(folder / "shown.jpg", shown)
     fig, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown) + 0.8, 3.6), layout="constrained", squeeze=False)
     for ax, s in zip(axes[0], shown):
-        r, k, tiles = rows[s["image"]], s["scale"], kept[kept.slide == s["image"]].drop(columns="slide").apply(pd.to_numeric)
+        r, k, tiles = (
+            rows[s["image"]],
+            s["scale"],
+            kept[kept.slide == s["image"]].drop(columns="slide").apply(pd.to_numeric),
+        )
         ax.imshow(sheet[s["image"]])
-        for t in tiles.itertuples(): ax.add_patch(Rectangle((t.x * k - 0.5, t.y * k - 0.5), t.side * k, t.side * k, facecolor=plt.cm.viridis(t.score / tiles.score.max()), edgecolor="k", linewidth=0.4))
-        ax.set_title(f"{r['slide']}: {'tumour' if r['label'] == '1' else 'none'}, said {float(r['p_tumour']):.2f}", fontsize=9); ax.set_axis_off()
+        for t in tiles.itertuples():
+            ax.add_patch(
+                Rectangle(
+                    (t.x * k - 0.5, t.y * k - 0.5),
+                    t.side * k,
+                    t.side * k,
+                    facecolor=plt.cm.viridis(t.score / tiles.score.max()),
+                    edgecolor="k",
+                    linewidth=0.4,
+                )
+            )
+        ax.set_title(
+            f"{r['slide']}: {'tumour' if r['label'] == '1' else 'none'}, said {float(r['p_tumour']):.2f}", fontsize=9
+        )
+        ax.set_axis_off()
     fig.colorbar(plt.cm.ScalarMappable(cmap="viridis"), ax=axes, label="attention, the largest being 1", shrink=0.8)
-    return titled(fig, "Where it looked", f"{run['scale']} scale, M = {run['M']}, seed {run['seed']}: the {kept['rank'].astype(int).max() + 1} most attended tiles of test slides.")
+    return titled(
+        fig,
+        "Where it looked",
+        f"{run['scale']} scale, M = {run['M']}, seed {run['seed']}: the {kept['rank'].astype(int).max() + 1} most attended tiles of test slides.",
+    )
 
-def slide_figures(experiment: str, runs: pd.DataFrame) -> dict: # name of the file -> figure
+
+def slide_figures(experiment: str, runs: pd.DataFrame) -> dict:  # name of the file -> figure
     "The figures of runs on the same data. The name says on which, and whether something was set otherwise than the experiment has it."
-    name = experiment + ("" if runs.data[0] == "made" else f"_{Path(runs.data[0]).stem}") + "_changed" * int(runs.variant.map(len).any())
+    name = (
+        experiment
+        + ("" if runs.data[0] == "made" else f"_{Path(runs.data[0]).stem}")
+        + "_changed" * int(runs.variant.map(len).any())
+    )
     best = runs.sort_values(["auc", "M", "seed"], ascending=[False, False, True]).iloc[0]
     figures = {name: auc_by_memory(runs), f"{name}_maps": slide_maps(best.folder)}
     return {n: fig for n, fig in figures.items() if fig}
 
-def draw(experiment: str, scale: str = "paper") -> dict: # name of the file -> figure
+
+def draw(experiment: str, scale: str = "paper") -> dict:  # name of the file -> figure
     "The figures that `ips-repro draw` draws, on whatever data; of nothing, none."
     runs = read_slide_runs(experiment, ("smoke",) if scale == "smoke" else ("paper", "quick"))
-    return {n: fig for _, some in (runs.groupby("data") if len(runs) else ()) for n, fig in slide_figures(experiment, some.reset_index(drop=True)).items()}
+    return {
+        n: fig
+        for _, some in (runs.groupby("data") if len(runs) else ())
+        for n, fig in slide_figures(experiment, some.reset_index(drop=True)).items()
+    }

@@ -19,51 +19,77 @@ from .synthetic import make_slides, scenes_version
 # %% ../../nbs/slides/sets.ipynb #bca45889
 def made_slides(side: int, n_train: int, n_test: int, share: float) -> Path:
     "The folder of slides that are made here; made if they are not there."
-    return make_slides(cache_root()/f"slides_{side}px_{n_train}_{n_test}_{share:g}_{scenes_version()}", n_train, n_test, side, share)
+    return make_slides(
+        cache_root() / f"slides_{side}px_{n_train}_{n_test}_{share:g}_{scenes_version()}", n_train, n_test, side, share
+    )
 
-def features_file(slides: Path, encoder: str, pretrained: bool = True, tile: int = 256, crop: int = 224, tissue: float = 0.25) -> Path:
+
+def features_file(
+    slides: Path, encoder: str, pretrained: bool = True, tile: int = 256, crop: int = 224, tissue: float = 0.25
+) -> Path:
     "Where the features of a folder of slides are kept, if nothing else is said."
     slides, special = slides.resolve(), "" if (tile, crop, tissue) == (256, 224, 0.25) else f"_{tile}_{crop}_{tissue:g}"
     own = "" if slides.parent == cache_root() else "-" + hashlib.sha256(str(slides).encode()).hexdigest()[:6]
-    return cache_root()/"features"/f"{slides.name}{own}_{encoder}{'' if pretrained else '_random'}{special}.h5"
+    return cache_root() / "features" / f"{slides.name}{own}_{encoder}{'' if pretrained else '_random'}{special}.h5"
 
-class _Shown: # a bar for each slide where somebody looks, else a line every half minute
-    def __init__(self): self.bar, self.name, self.last, self.start = None, None, 0., 0.
+
+class _Shown:  # a bar for each slide where somebody looks, else a line every half minute
+    def __init__(self):
+        self.bar, self.name, self.last, self.start = None, None, 0.0, 0.0
 
     def __call__(self, name, done, n):
-        if name != self.name: self.close(); self.name, self.start, self.last = name, time.monotonic(), time.monotonic()
+        if name != self.name:
+            self.close()
+            self.name, self.start, self.last = name, time.monotonic(), time.monotonic()
         if wants_bar():
             from tqdm.auto import tqdm
+
             self.bar = self.bar or tqdm(total=n, desc=name, unit="tile", leave=False)
             self.bar.update(done - self.bar.n)
         elif time.monotonic() - self.last > 30:
             self.last = time.monotonic()
-            print(f"{name}: {done} of {n} tiles, {duration((self.last - self.start) / done * (n - done))} left", flush=True)
+            print(
+                f"{name}: {done} of {n} tiles, {duration((self.last - self.start) / done * (n - done))} left",
+                flush=True,
+            )
 
     def close(self):
-        if self.bar is not None: self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
         self.bar = None
 
-def extract_shown(slides: str|Path, out: str|Path, say=print, **extractor) -> dict: # slide -> why it could not be used
+
+def extract_shown(
+    slides: str | Path, out: str | Path, say=print, **extractor
+) -> dict:  # slide -> why it could not be used
     "`extract_features`, with progress. `ParameterError` names what is impossible."
     shown = _Shown()
-    try: return extract_features(slides, out, Extractor(**extractor), say, shown)
-    except (ValueError, ConnectionError) as e: raise ParameterError(str(e)) from None
-    finally: shown.close()
+    try:
+        return extract_features(slides, out, Extractor(**extractor), say, shown)
+    except (ValueError, ConnectionError) as e:
+        raise ParameterError(str(e)) from None
+    finally:
+        shown.close()
 
 # %% ../../nbs/slides/sets.ipynb #a905945b
-def run_bags(run: dict, device: str = "cpu") -> tuple[list[Bag], dict]: # bags; slide -> why it cannot be used
+def run_bags(run: dict, device: str = "cpu") -> tuple[list[Bag], dict]:  # bags; slide -> why it cannot be used
     "The slides of a run; those that are made are made and encoded if they are not there yet. `ParameterError` if one cannot train on them."
     if run["data"] == "made":
         root = made_slides(run["side"], run["n_train"], run["n_test"], run["tumour_share"])
         path = features_file(root, run["encoder"], run["pretrained"])
         news = lambda line, **how: None if line.endswith("done before") else print(line, **how)
         failed = extract_shown(root, path, news, encoder=run["encoder"], pretrained=run["pretrained"], device=device)
-    else: path, failed = Path(run["data"]), {}
-    try: bags, bad = read_bags(path)
-    except ValueError as e: raise ParameterError(str(e)) from None
+    else:
+        path, failed = Path(run["data"]), {}
+    try:
+        bags, bad = read_bags(path)
+    except ValueError as e:
+        raise ParameterError(str(e)) from None
     bad |= failed
     for part in ("train", "test"):
         labels = {b.label for b in bags if b.part == part}
-        if labels != {0, 1}: raise ParameterError(f"data: {path} has no usable {part} slide {'at all' if not labels else 'with label ' + str(1 - labels.pop())} ({len(bags)} slides, {len(bad)} unusable); slides carry their part, train or test, or come as train.h5 and test.h5")
+        if labels != {0, 1}:
+            raise ParameterError(
+                f"data: {path} has no usable {part} slide {'at all' if not labels else 'with label ' + str(1 - labels.pop())} ({len(bags)} slides, {len(bad)} unusable); slides carry their part, train or test, or come as train.h5 and test.h5"
+            )
     return bags, bad

@@ -10,62 +10,174 @@ import hashlib
 import re
 from pathlib import Path
 
-from ..runs.family import RECIPE, Experiment, Family
 from ..base.params import ParameterError
 from ..runs import family
+from ..runs.family import RECIPE, Experiment, Family
 
 # %% ../../nbs/slides/settings.ipynb #49f5ab50
-DEFAULTS = dict( # every parameter of a run, at its published value; None: taken from the scale
-    data="made", data_version=None, seed=0, side=None, n_train=None, n_test=None, tumour_share=0.1, encoder=None, pretrained=True, n_epochs=None, warmup_epochs=None, eval_every=1, batch_size=None,
-    lr=3e-4, M=None, I=None, D=512, weight_decay=0.1, mask_p=0.0, mask_k=10, w_diversity=0.0, w_semantic=0.0, precision="auto", determinism="fast", recipe=RECIPE)
+DEFAULTS = dict(  # every parameter of a run, at its published value; None: taken from the scale
+    data="made",
+    data_version=None,
+    seed=0,
+    side=None,
+    n_train=None,
+    n_test=None,
+    tumour_share=0.1,
+    encoder=None,
+    pretrained=True,
+    n_epochs=None,
+    warmup_epochs=None,
+    eval_every=1,
+    batch_size=None,
+    lr=3e-4,
+    M=None,
+    I=None,
+    D=512,
+    weight_decay=0.1,
+    mask_p=0.0,
+    mask_k=10,
+    w_diversity=0.0,
+    w_semantic=0.0,
+    precision="auto",
+    determinism="fast",
+    recipe=RECIPE,
+)
 
-PRESETS = { # side, n_train, n_test, encoder: of slides that are made
-    "paper": dict(side=20_480, n_train=270, n_test=130, encoder="resnet50", n_epochs=50, warmup_epochs=10.0, batch_size=16, M=5000, I=5000),
-    "quick": dict(side=4096, n_train=10, n_test=10, encoder="tf_efficientnet_lite0", n_epochs=30, warmup_epochs=3.0, batch_size=5, M=16, I=16),
-    "smoke": dict(side=1024, n_train=4, n_test=4, encoder="tf_efficientnet_lite0", n_epochs=2, warmup_epochs=0.2, batch_size=2, M=4, I=4)}
+PRESETS = {  # side, n_train, n_test, encoder: of slides that are made
+    "paper": dict(
+        side=20_480,
+        n_train=270,
+        n_test=130,
+        encoder="resnet50",
+        n_epochs=50,
+        warmup_epochs=10.0,
+        batch_size=16,
+        M=5000,
+        I=5000,
+    ),
+    "quick": dict(
+        side=4096,
+        n_train=10,
+        n_test=10,
+        encoder="tf_efficientnet_lite0",
+        n_epochs=30,
+        warmup_epochs=3.0,
+        batch_size=5,
+        M=16,
+        I=16,
+    ),
+    "smoke": dict(
+        side=1024,
+        n_train=4,
+        n_test=4,
+        encoder="tf_efficientnet_lite0",
+        n_epochs=2,
+        warmup_epochs=0.2,
+        batch_size=2,
+        M=4,
+        I=4,
+    ),
+}
 
 RANGES = family.RANGES | {"side": (512, 10**6), "tumour_share": (1e-3, 1), "D": (8, 10**5)}
-MADE = ("side", "n_train", "n_test", "tumour_share", "encoder", "pretrained") # what only slides that are made have
+MADE = ("side", "n_train", "n_test", "tumour_share", "encoder", "pretrained")  # what only slides that are made have
 
 # %% ../../nbs/slides/settings.ipynb #92d9031d
 def _complete(run, asked):
-    if "warmup_epochs" not in asked: run["warmup_epochs"] = min(run["warmup_epochs"], run["n_epochs"] / 5)
-    if run["warmup_epochs"] > run["n_epochs"]: raise ParameterError(f"warmup_epochs: {run['warmup_epochs']:g} is more than n_epochs = {run['n_epochs']}")
-    if not run["mask_p"]: run["mask_k"] = DEFAULTS["mask_k"] # nothing is masked, whatever K
-    if run["data"] != "made": return run | dict.fromkeys(MADE)
-    if run["side"] % 512: raise ParameterError(f"side: {run['side']} is not a multiple of 512")
-    if min(run["n_train"], run["n_test"]) < 2: raise ParameterError(f"{'n_train' if run['n_train'] < 2 else 'n_test'}: one slide with a tumour and one without is the least")
+    if "warmup_epochs" not in asked:
+        run["warmup_epochs"] = min(run["warmup_epochs"], run["n_epochs"] / 5)
+    if run["warmup_epochs"] > run["n_epochs"]:
+        raise ParameterError(f"warmup_epochs: {run['warmup_epochs']:g} is more than n_epochs = {run['n_epochs']}")
+    if not run["mask_p"]:
+        run["mask_k"] = DEFAULTS["mask_k"]  # nothing is masked, whatever K
+    if run["data"] != "made":
+        return run | dict.fromkeys(MADE)
+    if run["side"] % 512:
+        raise ParameterError(f"side: {run['side']} is not a multiple of 512")
+    if min(run["n_train"], run["n_test"]) < 2:
+        raise ParameterError(
+            f"{'n_train' if run['n_train'] < 2 else 'n_test'}: one slide with a tumour and one without is the least"
+        )
     return run
+
 
 def _prepare(values):
     data = values.get("data", "made")
-    if data == "made": return values
+    if data == "made":
+        return values
     path = Path(data).expanduser().resolve()
-    if not path.exists(): raise ParameterError(f"data: {data!r} is not 'made', and there is no file or folder {path}")
-    if there := [k for k in MADE if values.get(k) not in (None, DEFAULTS[k])]: raise ParameterError(f"{there[0]}: only of slides that are made; the features in {path} are as they are")
+    if not path.exists():
+        raise ParameterError(f"data: {data!r} is not 'made', and there is no file or folder {path}")
+    if there := [k for k in MADE if values.get(k) not in (None, DEFAULTS[k])]:
+        raise ParameterError(f"{there[0]}: only of slides that are made; the features in {path} are as they are")
     return values | {"data": str(path), "data_version": _version(path)}
 
-def _version(path): # 12 hex digits: which slides, their labels and how they were encoded; other features make other runs
+
+def _version(
+    path,
+):  # 12 hex digits: which slides, their labels and how they were encoded; other features make other runs
     import h5py
+
     said = []
-    for file in [path/"train.h5", path/"test.h5"] if path.is_dir() else [path]:
+    for file in [path / "train.h5", path / "test.h5"] if path.is_dir() else [path]:
         try:
-            with h5py.File(file, "r") as f: said += [[file.name, n, str(sorted((k, str(v)) for k, v in g.attrs.items())), str(getattr(g.get("img"), "shape", "")) if isinstance(g, h5py.Group) else ""] for n, g in f.items()]
-        except OSError as e: raise ParameterError(f"data: {file} is no HDF5 file that can be read ({str(e).splitlines()[0]})") from None
+            with h5py.File(file, "r") as f:
+                said += [
+                    [
+                        file.name,
+                        n,
+                        str(sorted((k, str(v)) for k, v in g.attrs.items())),
+                        str(getattr(g.get("img"), "shape", "")) if isinstance(g, h5py.Group) else "",
+                    ]
+                    for n, g in f.items()
+                ]
+        except OSError as e:
+            raise ParameterError(f"data: {file} is no HDF5 file that can be read ({str(e).splitlines()[0]})") from None
     return hashlib.sha256(str(said).encode()).hexdigest()[:12]
 
+
 def _folder(run, special):
-    name = f"made_{run['side']}_{run['encoder']}_{run['n_train']}d" if run["data"] == "made" else f"{Path(run['data']).stem}-{hashlib.sha256(run['data'].encode()).hexdigest()[:6]}"
-    extra = [v if isinstance(v, str) else f"{k}{v:g}" for k, v in special.items() if k not in ("M", "I", "side", "encoder")]
+    name = (
+        f"made_{run['side']}_{run['encoder']}_{run['n_train']}d"
+        if run["data"] == "made"
+        else f"{Path(run['data']).stem}-{hashlib.sha256(run['data'].encode()).hexdigest()[:6]}"
+    )
+    extra = [
+        v if isinstance(v, str) else f"{k}{v:g}" for k, v in special.items() if k not in ("M", "I", "side", "encoder")
+    ]
     return re.sub(r"[^\w.-]+", "-", "_".join(["results", name, f"M{run['M']}", f"I{run['I']}", *extra]))
 
 # %% ../../nbs/slides/settings.ipynb #09c784a4
-def cost(run: dict) -> dict: # {"cpu_minutes", "gib"}
+def cost(run: dict) -> dict:  # {"cpu_minutes", "gib"}
     "Expected minutes on two CPU cores without the features, and memory."
-    n, tiles = run["n_train"] or 270, (run["side"] or 50_000)**2 // 256**2 // 3
-    return {"cpu_minutes": round(run["n_epochs"] * n * (tiles * 1e-4 + 0.02) / 60, 1), "gib": round(1.2 + run["batch_size"] * run["M"] * 2e-5, 1)}
+    n, tiles = run["n_train"] or 270, (run["side"] or 50_000) ** 2 // 256**2 // 3
+    return {
+        "cpu_minutes": round(run["n_epochs"] * n * (tiles * 1e-4 + 0.02) / 60, 1),
+        "gib": round(1.2 + run["batch_size"] * run["M"] * 2e-5, 1),
+    }
 
-SLIDES = Family("slides", DEFAULTS, PRESETS, _complete, _folder, family.CHOICES, RANGES, ("seed", "data", "n_train"),
-                in_paper=lambda run: {"data": "CAMELYON16"}, derived=("data_version",), cost=cost, prepare=_prepare)
 
-EXPERIMENTS = {"Camelyon16": Experiment("Camelyon16", SLIDES, "23_camelyon_run", ("M", "I"), {"paper": [dict(seed=[0, 1, 2, 3, 4])], "quick": [dict(M=[4, 16], seed=[0, 1])], "smoke": [dict(M=4)]})}
+SLIDES = Family(
+    "slides",
+    DEFAULTS,
+    PRESETS,
+    _complete,
+    _folder,
+    family.CHOICES,
+    RANGES,
+    ("seed", "data", "n_train"),
+    in_paper=lambda run: {"data": "CAMELYON16"},
+    derived=("data_version",),
+    cost=cost,
+    prepare=_prepare,
+)
+
+EXPERIMENTS = {
+    "Camelyon16": Experiment(
+        "Camelyon16",
+        SLIDES,
+        "23_camelyon_run",
+        ("M", "I"),
+        {"paper": [dict(seed=[0, 1, 2, 3, 4])], "quick": [dict(M=[4, 16], seed=[0, 1])], "smoke": [dict(M=4)]},
+    )
+}

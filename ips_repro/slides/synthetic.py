@@ -23,31 +23,53 @@ from filelock import FileLock
 from ..base.core import write_csv
 
 # %% ../../nbs/slides/synthetic.ipynb #9ccb3ddf
-CELL, VARIANTS = 128, 12             # pixels of a piece of texture; how many there are of a kind
+CELL, VARIANTS = 128, 12  # pixels of a piece of texture; how many there are of a kind
 GLASS, TISSUE, TUMOUR = range(3)
 
-def _texture(rng, n, radius, dark): # uint8 (CELL, CELL, 3): eosin with n nuclei
+
+def _texture(rng, n, radius, dark):  # uint8 (CELL, CELL, 3): eosin with n nuclei
     soft = cv2.resize(rng.random((9, 9), np.float32), (CELL, CELL), interpolation=cv2.INTER_CUBIC)[..., None]
-    img = np.array([226, 150, 190], np.float32) + 40 * (soft - 0.5) + rng.normal(0, 5, (CELL, CELL, 1)).astype(np.float32)
+    img = (
+        np.array([226, 150, 190], np.float32) + 40 * (soft - 0.5) + rng.normal(0, 5, (CELL, CELL, 1)).astype(np.float32)
+    )
     for x, y in rng.integers(0, CELL, (n, 2)).tolist():
         axes = tuple(int(v) for v in rng.integers(*radius, 2))
-        cv2.ellipse(img, (x, y), axes, float(rng.uniform(0, 180)), 0, 360, (np.array([105, 65, 140]) * dark * rng.uniform(0.85, 1.15)).tolist(), -1, cv2.LINE_AA)
+        cv2.ellipse(
+            img,
+            (x, y),
+            axes,
+            float(rng.uniform(0, 180)),
+            0,
+            360,
+            (np.array([105, 65, 140]) * dark * rng.uniform(0.85, 1.15)).tolist(),
+            -1,
+            cv2.LINE_AA,
+        )
     return img.clip(0, 255).astype(np.uint8)
 
+
 @cache
-def textures() -> np.ndarray: # uint8 (3 kinds, VARIANTS, CELL, CELL, 3)
+def textures() -> np.ndarray:  # uint8 (3 kinds, VARIANTS, CELL, CELL, 3)
     "Glass is empty; tissue has small nuclei; tumour has more, larger and darker ones."
     rng = np.random.default_rng(16)
     glass = np.full((VARIANTS, CELL, CELL, 3), (243, 242, 244), np.uint8)
-    return np.stack([glass, *(np.stack([_texture(rng, *how) for _ in range(VARIANTS)]) for how in ((14, (3, 6), 1.), (30, (5, 11), 0.8)))])
+    return np.stack(
+        [
+            glass,
+            *(
+                np.stack([_texture(rng, *how) for _ in range(VARIANTS)])
+                for how in ((14, (3, 6), 1.0), (30, (5, 11), 0.8))
+            ),
+        ]
+    )
 
 # %% ../../nbs/slides/synthetic.ipynb #eea542d0
 def slide_map(
-    side: int,            # pixels of the slide
+    side: int,  # pixels of the slide
     tumour: bool,
     seed: int,
-    share: float = 0.1,   # of the tissue that is tumour
-) -> np.ndarray:          # uint8 (side / CELL, side / CELL): GLASS, TISSUE or TUMOUR
+    share: float = 0.1,  # of the tissue that is tumour
+) -> np.ndarray:  # uint8 (side / CELL, side / CELL): GLASS, TISSUE or TUMOUR
     "The kinds of a slide's pieces: tissue in one blob over about a third of it, tumour in one blob of that."
     rng, n = np.random.default_rng([seed, side]), side // CELL
     y, x = np.mgrid[:n, :n] / n
@@ -61,44 +83,76 @@ def slide_map(
         kinds[near <= np.sort(near, axis=None)[max(4, round(share * tissue.sum())) - 1]] = TUMOUR
     return kinds
 
-def _stained(bank, rng): # every slide is stained a little differently
+
+def _stained(bank, rng):  # every slide is stained a little differently
     tint = 1 + rng.uniform(-0.06, 0.06, 3)
     return np.concatenate([bank[:1], (255 - (255 - bank[1:].astype(np.float32)) * tint).clip(0, 255).astype(np.uint8)])
 
 # %% ../../nbs/slides/synthetic.ipynb #81e44e33
-TILE, DOWNS = 256, (1, 4, 16) # of the file; how much smaller its levels are
+TILE, DOWNS = 256, (1, 4, 16)  # of the file; how much smaller its levels are
 
-def write_slide(path: str|Path, kinds: np.ndarray, seed: int) -> Path:
+
+def write_slide(path: str | Path, kinds: np.ndarray, seed: int) -> Path:
     "Write a pyramidal tiled TIFF, a tile at a time, whole or not at all."
     rng, n, path = np.random.default_rng([seed, 1]), len(kinds), Path(path)
     bank, variant = _stained(textures(), rng), rng.integers(0, VARIANTS, kinds.shape)
+
     def tiles(down):
-        small, per = np.stack([[cv2.resize(v, (CELL // down,) * 2, interpolation=cv2.INTER_AREA) for v in kind] for kind in bank]), TILE * down // CELL
+        small, per = (
+            np.stack(
+                [[cv2.resize(v, (CELL // down,) * 2, interpolation=cv2.INTER_AREA) for v in kind] for kind in bank]
+            ),
+            TILE * down // CELL,
+        )
         pad = lambda a: np.pad(a, [(0, -n % per)] * 2)
-        k, v = pad(kinds), pad(variant)                                        # beyond the edge there is glass
+        k, v = pad(kinds), pad(variant)  # beyond the edge there is glass
         for r in range(0, len(k), per):
-            for c in range(0, len(k), per): yield small[k[r:r + per, c:c + per], v[r:r + per, c:c + per]].transpose(0, 2, 1, 3, 4).reshape(TILE, TILE, 3)
+            for c in range(0, len(k), per):
+                yield (
+                    small[k[r : r + per, c : c + per], v[r : r + per, c : c + per]]
+                    .transpose(0, 2, 1, 3, 4)
+                    .reshape(TILE, TILE, 3)
+                )
+
     part = path.with_name(f".{path.name}.part")
     with tifffile.TiffWriter(part, bigtiff=True) as tif:
-        for down in DOWNS: tif.write(tiles(down), shape=(n * CELL // down,) * 2 + (3,), dtype=np.uint8, tile=(TILE, TILE), photometric="rgb", compression="zlib", compressionargs={"level": 1}, subfiletype=int(down > 1))
+        for down in DOWNS:
+            tif.write(
+                tiles(down),
+                shape=(n * CELL // down,) * 2 + (3,),
+                dtype=np.uint8,
+                tile=(TILE, TILE),
+                photometric="rgb",
+                compression="zlib",
+                compressionargs={"level": 1},
+                subfiletype=int(down > 1),
+            )
     os.replace(part, path)
     return path
 
 # %% ../../nbs/slides/synthetic.ipynb #6723686b
-def scenes_version() -> str: # 8 hex digits
+def scenes_version() -> str:  # 8 hex digits
     "Of what made slides look like."
-    return hashlib.sha256((files("ips_repro")/"slides"/"synthetic.py").read_bytes()).hexdigest()[:8]
+    return hashlib.sha256((files("ips_repro") / "slides" / "synthetic.py").read_bytes()).hexdigest()[:8]
 
-def make_slides(root: str|Path, n_train: int, n_test: int, side: int, share: float = 0.1) -> Path:
+
+def make_slides(root: str | Path, n_train: int, n_test: int, side: int, share: float = 0.1) -> Path:
     "A folder of slides and `labels.csv` (slide, label, part); every other one has a tumour. Made once."
     root = Path(root)
-    if (root/"labels.csv").is_file(): return root
+    if (root / "labels.csv").is_file():
+        return root
     root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(root.parent/f".{root.name}.lock"):
-        if (root/"labels.csv").is_file(): return root
+    with FileLock(root.parent / f".{root.name}.lock"):
+        if (root / "labels.csv").is_file():
+            return root
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir()
-        rows = [{"slide": f"{part}_{i:03d}.tif", "label": i % 2, "part": part} for part, n in (("train", n_train), ("test", n_test)) for i in range(n)]
-        for i, row in enumerate(rows): write_slide(root/row["slide"], slide_map(side, bool(row["label"]), i, share), i)
-        write_csv(root/"labels.csv", rows) # last: its being there says that the set is whole
+        rows = [
+            {"slide": f"{part}_{i:03d}.tif", "label": i % 2, "part": part}
+            for part, n in (("train", n_train), ("test", n_test))
+            for i in range(n)
+        ]
+        for i, row in enumerate(rows):
+            write_slide(root / row["slide"], slide_map(side, bool(row["label"]), i, share), i)
+        write_csv(root / "labels.csv", rows)  # last: its being there says that the set is whole
     return root

@@ -17,51 +17,74 @@ from skimage.filters import threshold_otsu
 # %% ../../nbs/slides/tiles.ipynb #f521ac9c
 SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".dcm")
 
-def open_slide(path: str|Path):
+
+def open_slide(path: str | Path):
     "An `openslide.OpenSlide`. `FileNotFoundError`, or `ValueError` that names the file and what is wrong with it."
     import openslide
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file")
-    try: return openslide.OpenSlide(str(path))
-    except openslide.OpenSlideError as e: raise ValueError(f"{path} is not a readable slide: {e}") from None
 
-def region(slide, x: int, y: int, level: int, w: int, h: int) -> np.ndarray: # x, y at level 0; w, h at `level` -> uint8 (h, w, 3)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return openslide.OpenSlide(str(path))
+    except openslide.OpenSlideError as e:
+        raise ValueError(f"{path} is not a readable slide: {e}") from None
+
+
+def region(
+    slide, x: int, y: int, level: int, w: int, h: int
+) -> np.ndarray:  # x, y at level 0; w, h at `level` -> uint8 (h, w, 3)
     "Pixels of a slide; what was not scanned is white. `ValueError` if they cannot be read."
     import openslide
-    try: rgba = np.asarray(slide.read_region((x, y), level, (w, h)))
-    except openslide.OpenSlideError as e: raise ValueError(f"cannot be read at x {x}, y {y}: {e}") from None
+
+    try:
+        rgba = np.asarray(slide.read_region((x, y), level, (w, h)))
+    except openslide.OpenSlideError as e:
+        raise ValueError(f"cannot be read at x {x}, y {y}: {e}") from None
     alpha = rgba[..., 3:].astype(np.uint16)
-    return ((rgba[..., :3] * alpha + 255 * (255 - alpha)) // 255).astype(np.uint8) if alpha.min() < 255 else rgba[..., :3]
+    return (
+        ((rgba[..., :3] * alpha + 255 * (255 - alpha)) // 255).astype(np.uint8) if alpha.min() < 255 else rgba[..., :3]
+    )
+
 
 class Grid(NamedTuple):
     "The whole tiles of a slide, counted in reading order."
+
     rows: int
     columns: int
-    tile: int # side, pixels at level 0
+    tile: int  # side, pixels at level 0
 
-    def corner(self, cell): return int(cell) % self.columns * self.tile, int(cell) // self.columns * self.tile
+    def corner(self, cell):
+        return int(cell) % self.columns * self.tile, int(cell) // self.columns * self.tile
 
-def grid_of(slide, tile: int) -> Grid: # an OpenSlide; side of a tile, pixels at level 0
+
+def grid_of(slide, tile: int) -> Grid:  # an OpenSlide; side of a tile, pixels at level 0
     "The whole tiles of a slide; what is left over on the right and below is none."
     return Grid(slide.dimensions[1] // tile, slide.dimensions[0] // tile, tile)
 
 # %% ../../nbs/slides/tiles.ipynb #f93df955
-COLOUR_FLOOR = 0.06 # of 1: with less difference between the channels nothing is tissue
+COLOUR_FLOOR = 0.06  # of 1: with less difference between the channels nothing is tissue
 
-def overview(slide, grid: Grid, k: int = 8) -> np.ndarray: # uint8 (rows * k, columns * k, 3)
+
+def overview(slide, grid: Grid, k: int = 8) -> np.ndarray:  # uint8 (rows * k, columns * k, 3)
     "A small picture, k x k pixels a tile, from the smallest level that is large enough."
     import cv2
+
     level = slide.get_best_level_for_downsample(grid.tile / k)
     down, width = slide.level_downsamples[level], grid.columns * grid.tile
     size = max(1, round(width / down)), max(1, round(grid.tile / down))
     strips = (region(slide, 0, r * grid.tile, level, *size) for r in range(grid.rows))
     return np.concatenate([cv2.resize(s, (grid.columns * k, k), interpolation=cv2.INTER_AREA) for s in strips])
 
-def tissue_mask(picture: np.ndarray) -> np.ndarray: # uint8 (h, w, 3) -> bool (h, w)
+
+def tissue_mask(picture: np.ndarray) -> np.ndarray:  # uint8 (h, w, 3) -> bool (h, w)
     "Where a picture is coloured (Otsu 1979)."
     colour = np.ptp(picture.astype(np.int16), axis=-1) / 255
     return colour > max(COLOUR_FLOOR, threshold_otsu(colour) if colour.min() < colour.max() else 0)
 
-def tissue_tiles(picture: np.ndarray, grid: Grid, share: float = 0.25) -> np.ndarray: # int64 (n,): cells, in reading order
+
+def tissue_tiles(
+    picture: np.ndarray, grid: Grid, share: float = 0.25
+) -> np.ndarray:  # int64 (n,): cells, in reading order
     "The tiles of which at least this share is tissue."
     k = picture.shape[0] // grid.rows
     covered = tissue_mask(picture).reshape(grid.rows, k, grid.columns, k).mean((1, 3))
@@ -69,19 +92,23 @@ def tissue_tiles(picture: np.ndarray, grid: Grid, share: float = 0.25) -> np.nda
 
 # %% ../../nbs/slides/tiles.ipynb #d8d534bd
 def read_tiles(
-    slide, grid: Grid,
+    slide,
+    grid: Grid,
     cells: np.ndarray,  # (n,)
-    crop: int,          # side that is kept of the middle of each tile
-    batch: int,         # tiles at once
-    workers: int = 4,   # threads that decode
-):                      # yields (cells (b,), uint8 (b, crop, crop, 3))
+    crop: int,  # side that is kept of the middle of each tile
+    batch: int,  # tiles at once
+    workers: int = 4,  # threads that decode
+):  # yields (cells (b,), uint8 (b, crop, crop, 3))
     "Tiles at full size, a batch at a time. `ValueError` if one cannot be read."
-    if not 1 <= crop <= grid.tile: raise ValueError(f"crop: {crop} is not between 1 and the tile's {grid.tile} px")
+    if not 1 <= crop <= grid.tile:
+        raise ValueError(f"crop: {crop} is not between 1 and the tile's {grid.tile} px")
     edge = (grid.tile - crop) // 2
+
     def one(cell):
         x, y = grid.corner(cell)
         return region(slide, x + edge, y + edge, 0, crop, crop)
+
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(cells), batch):
-            part = cells[start:start + batch]
+            part = cells[start : start + batch]
             yield part, np.stack(list(pool.map(one, part)))

@@ -13,90 +13,123 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
 
 from ..base.core import child_seed, generator, seed_libraries, write_csv
+from ..base.images import write_sheet
 from ..ips.cross_attention import Pooled
 from ..ips.encoders import feature_projector
-from ..ips.engine import Selection, numerics, resolved_precision
-from ..train.setup import trainer_of
-from ..base.images import write_sheet
-from ..ips_net import IPSNet, Output
+from ..ips.engine import numerics, resolved_precision
 from ..ips.masking import STKIM
+from ..ips.streaming import select_stream
+from ..ips_net import IPSNet, Output
 from .features import Bag
 from .sets import run_bags
-from ..ips.streaming import select_stream
+from ..train.setup import trainer_of
 from ..train.trainer import Trainer
 
 # %% ../../nbs/slides/training.ipynb #60addb25
-KEEP_GIB = 1. # features are kept in memory up to this much, else read each time
+KEEP_GIB = 1.0  # features are kept in memory up to this much, else read each time
+
 
 class InMemory:
     "A `Bag` whose features are in memory."
-    def __init__(self, bag: Bag): self.bag, self.kept = bag, [*bag.blocks()]
-    def blocks(self): return iter(self.kept)
+
+    def __init__(self, bag: Bag):
+        self.bag, self.kept = bag, [*bag.blocks()]
+
+    def blocks(self):
+        return iter(self.kept)
+
 
 class Bags:
     "Slides as a dataset of [train/trainer](../train/trainer.ipynb). A batch is a list of bags, each with `blocks()`."
+
     def __init__(self, bags: list[Bag], keep_gib: float = KEEP_GIB):
         self.bags, self.labels = bags, {"tumour": np.array([[b.label] for b in bags])}
         self.kept = {} if sum(b.n * b.F * 4 for b in bags) < keep_gib * 2**30 else None
 
-    def __len__(self): return len(self.bags)
+    def __len__(self):
+        return len(self.bags)
 
     def _one(self, i):
-        if self.kept is None: return self.bags[i]
-        if i not in self.kept: self.kept[i] = InMemory(self.bags[i])
+        if self.kept is None:
+            return self.bags[i]
+        if i not in self.kept:
+            self.kept[i] = InMemory(self.bags[i])
         return self.kept[i]
 
-    def batch(self, indices) -> list: return [self._one(i) for i in indices]
+    def batch(self, indices) -> list:
+        return [self._one(i) for i in indices]
+
 
 class Slides(NamedTuple):
     "The data of a run."
+
     train: Bags
     test: Bags
-    not_used: dict # slide -> why
+    not_used: dict  # slide -> why
 
-DATA = ("data", "side", "n_train", "n_test", "tumour_share", "encoder", "pretrained") # what decides about it
+
+DATA = ("data", "side", "n_train", "n_test", "tumour_share", "encoder", "pretrained")  # what decides about it
+
 
 def load(run: dict, device: str = "cpu", say=print) -> Slides:
     "The slides of a run; a line reports each that cannot be used."
     bags, bad = run_bags(run, device)
-    for name, why in bad.items(): say(f"{name}: NOT USED, {why}", flush=True)
+    for name, why in bad.items():
+        say(f"{name}: NOT USED, {why}", flush=True)
     return Slides(*(Bags([b for b in bags if b.part == part]) for part in ("train", "test")), bad)
-
 
 # %% ../../nbs/slides/training.ipynb #dd3897fb
 class BagIPSNet(IPSNet):
     "An IPS network that takes a list of bags."
-    def _pooled(self, x, sizes): # (sum of sizes, D) -> Pooled of B slides; attention padded with zeros to the longest
+
+    def _pooled(self, x, sizes):  # (sum of sizes, D) -> Pooled of B slides; attention padded with zeros to the longest
         parts = [self.transf(part[None]) for part in x.split(sizes)]
         pad = lambda a: torch.nn.functional.pad(a, (0, max(sizes) - a.shape[-1]))
         return Pooled(*(torch.cat(v) for v in zip(*(p._replace(attn=pad(p.attn)) for p in parts))))
 
     def forward(self, bags: list, generator: torch.Generator = None) -> Output:
-        kept = [select_stream(self, ((pos.to(self.device), img.to(self.device)) for pos, img in b.blocks()), generator) for b in bags]
+        kept = [
+            select_stream(self, ((pos.to(self.device), img.to(self.device)) for pos, img in b.blocks()), generator)
+            for b in bags
+        ]
         pooled = self._pooled(self.encode(torch.cat([k.patches for k in kept])), [len(k.patches) for k in kept])
         return Output(self.classify(pooled.tokens), pooled, [k.selection for k in kept])
 
-def make_net(run: dict, F: int, device) -> BagIPSNet: # F: length of the features
+
+def make_net(run: dict, F: int, device) -> BagIPSNet:  # F: length of the features
     "The network of a run before training; the seed decides its weights."
     seed_libraries(child_seed(run["seed"], "weights"))
     mask = STKIM(run["mask_p"], run["mask_k"]) if run["mask_p"] else None
-    net = BagIPSNet(feature_projector(F, run["D"]), {"tumour": ("sigmoid", 1)}, M=run["M"], I=run["I"], use_position=False, mask=mask,
-                    precision=resolved_precision(run["precision"], device), H=8, Dk=64, Dv=64, D_inner=2048)
+    net = BagIPSNet(
+        feature_projector(F, run["D"]),
+        {"tumour": ("sigmoid", 1)},
+        M=run["M"],
+        I=run["I"],
+        use_position=False,
+        mask=mask,
+        precision=resolved_precision(run["precision"], device),
+        H=8,
+        Dk=64,
+        Dv=64,
+        D_inner=2048,
+    )
     return net.to(device)
+
 
 def network(run: dict, data: Slides, device) -> BagIPSNet:
     "The untrained network of a run; what it takes in is as long as the features of the slides."
     return make_net(run, data.train.bags[0].F, device)
+
 
 def make_trainer(run: dict, data: Slides, device, on_step=None) -> Trainer:
     "Everything a run needs, ready to train."
     return trainer_of(run, network(run, data, device), data.train, data.test, on_step)
 
 # %% ../../nbs/slides/training.ipynb #88847787
-TOP = 20 # tiles a slide that are written down
+TOP = 20  # tiles a slide that are written down
+
 
 @torch.no_grad()
 def evaluate_slides(trainer: Trainer, batch_size: int) -> tuple[list[dict], list[dict]]:
@@ -104,51 +137,84 @@ def evaluate_slides(trainer: Trainer, batch_size: int) -> tuple[list[dict], list
     net, data, rows, tiles = trainer.net.eval(), trainer.test, [], []
     g = generator(trainer.seed, "test")
     with numerics(net.precision):
-        for idx in torch.arange(len(data)).split(batch_size):          # as the trainer tests, so with the same draws
+        for idx in torch.arange(len(data)).split(batch_size):  # as the trainer tests, so with the same draws
             out = net(data.batch(idx.tolist()), g)
             for i, p, sel in zip(idx.tolist(), out.probs["tumour"][:, 0].tolist(), out.selection):
                 bag = data.bags[i]
-                rows.append({"slide": bag.name, "label": bag.label, "p_tumour": p, "tiles": bag.n, "kept": sel.index.shape[1]})
+                rows.append(
+                    {"slide": bag.name, "label": bag.label, "p_tumour": p, "tiles": bag.n, "kept": sel.index.shape[1]}
+                )
                 for rank, (pos, v) in enumerate(zip(sel.index[0, :TOP].tolist(), sel.score[0, :TOP].tolist())):
                     x, y = bag.corner(pos)
-                    tiles.append({"slide": bag.name, "rank": rank, "pos": pos, "x": x, "y": y, "side": bag.tile or "", "score": round(v, 8)})
+                    tiles.append(
+                        {
+                            "slide": bag.name,
+                            "rank": rank,
+                            "pos": pos,
+                            "x": x,
+                            "y": y,
+                            "side": bag.tile or "",
+                            "score": round(v, 8),
+                        }
+                    )
     return rows, tiles
 
-def show_slides(bags: list[Bag], path: Path, n: int = 4) -> list[dict]: # as of `write_sheet`, with the thumbnail's pixels for one at level 0
+
+def show_slides(
+    bags: list[Bag], path: Path, n: int = 4
+) -> list[dict]:  # as of `write_sheet`, with the thumbnail's pixels for one at level 0
     "Keep thumbnails of a few slides for the figures, positive and negative in turns, where the features have any."
     pairs = zip(*([b for b in bags if b.label == label and b.columns and b.tile] for label in (1, 0)))
     shown = {b.name: (b, t) for b in [b for pair in pairs for b in pair][:n] if (t := b.thumbnail()) is not None}
     rows = write_sheet(path, {name: t for name, (_, t) in shown.items()}) if shown else []
-    return [r | {"scale": r["factor"] * shown[r["image"]][1].shape[1] / (shown[r["image"]][0].columns * shown[r["image"]][0].tile)} for r in rows]
+    return [
+        r
+        | {
+            "scale": r["factor"]
+            * shown[r["image"]][1].shape[1]
+            / (shown[r["image"]][0].columns * shown[r["image"]][0].tile)
+        }
+        for r in rows
+    ]
 
-def slide_summary(rows: list[dict]) -> dict: # auc, accuracy, n
+
+def slide_summary(rows: list[dict]) -> dict:  # auc, accuracy, n
     "Area under the ROC curve (scikit-learn), and accuracy at 0.5, of the rows of `evaluate_slides`."
     labels, p = [r["label"] for r in rows], [r["p_tumour"] for r in rows]
     right = sum((v > 0.5) == y for y, v in zip(labels, p))
-    return {"auc": float(roc_auc_score(labels, p)), "accuracy": {"accuracy": right / len(rows), "right": right, "n": len(rows)}}
+    return {
+        "auc": float(roc_auc_score(labels, p)),
+        "accuracy": {"accuracy": right / len(rows), "right": right, "n": len(rows)},
+    }
 
 # %% ../../nbs/slides/training.ipynb #71a4b4b4
 def check(runs: list[dict]):
     "Nothing to check before the slides are read."
 
-def finish(trainer: Trainer, run: dict, data: Slides, folder: Path) -> dict: # more for the summary
+
+def finish(trainer: Trainer, run: dict, data: Slides, folder: Path) -> dict:  # more for the summary
     "Predictions, the most attended tiles and a few thumbnails of a finished run."
     rows, tiles = evaluate_slides(trainer, run["batch_size"])
-    write_csv(folder/"predictions.csv", rows)
-    write_csv(folder/"selected_patches.csv", tiles)
-    return {"slides": slide_summary(rows), "shown": show_slides(data.test.bags, folder/"shown.jpg")}
+    write_csv(folder / "predictions.csv", rows)
+    write_csv(folder / "selected_patches.csv", tiles)
+    return {"slides": slide_summary(rows), "shown": show_slides(data.test.bags, folder / "shown.jpg")}
 
-def facts(run: dict, data: Slides) -> dict: # for the manifest
+
+def facts(run: dict, data: Slides) -> dict:  # for the manifest
     "How many slides there are, and which cannot be used."
     return {"slides": {"train": len(data.train), "test": len(data.test), "not_used": data.not_used}}
+
 
 def title(run: dict) -> str:
     "A run in words."
     return f"M = {run['M']}, seed {run['seed']}"
 
+
 def each(run: dict, load) -> str:
     "What all runs of a request have in common, in words."
     train, test, _ = load()
     tiles = [b.n for bags in (train, test) for b in bags.bags]
-    return (f"{run['n_epochs']} epochs, {len(train)} slides to train on and {len(test)} to test, "
-            f"of {min(tiles)} to {max(tiles)} tiles with {train.bags[0].F} features")
+    return (
+        f"{run['n_epochs']} epochs, {len(train)} slides to train on and {len(test)} to test, "
+        f"of {min(tiles)} to {max(tiles)} tiles with {train.bags[0].F} features"
+    )

@@ -22,55 +22,77 @@ from ..base.core import write_atomic
 # %% ../../nbs/train/checkpoint.ipynb #ec069acf
 MAGIC = b"ips_repro checkpoint, sha256 "
 
-def write_checkpoint(path: str|Path, state: dict) -> Path:
+
+def write_checkpoint(path: str | Path, state: dict) -> Path:
     "Write `state` (tensors and plain values) in one step."
     held = io.BytesIO()
     torch.save(state, held)
     body = held.getvalue()
     return write_atomic(path, MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
 
-def read_checkpoint(path: str|Path) -> dict:
+
+def read_checkpoint(path: str | Path) -> dict:
     "What `write_checkpoint` wrote. `ValueError` names the file if it is anything else; nothing in it is executed."
     head, _, body = Path(path).read_bytes().partition(b"\n")
-    if head != MAGIC + hashlib.sha256(body).hexdigest().encode(): raise ValueError(f"{path} is not a whole checkpoint: its SHA-256 does not fit its content")
-    try: state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except MemoryError: raise                                       # says nothing about the file
-    except Exception as e: raise ValueError(f"{path} cannot be loaded: {e}") from e
-    if not isinstance(state, dict): raise ValueError(f"{path} holds a {type(state).__name__}, not a dictionary")
+    if head != MAGIC + hashlib.sha256(body).hexdigest().encode():
+        raise ValueError(f"{path} is not a whole checkpoint: its SHA-256 does not fit its content")
+    try:
+        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise  # says nothing about the file
+    except Exception as e:
+        raise ValueError(f"{path} cannot be loaded: {e}") from e
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not a dictionary")
     return state
 
 # %% ../../nbs/train/checkpoint.ipynb #99a6d446
 KEEP = 2
 
-def _epochs(folder): # epoch -> path, newest first
-    found = {int(m[1]): p for p in Path(folder).glob("epoch_*.ckpt") if (m := re.fullmatch(r"epoch_(\d+)\.ckpt", p.name))}
+
+def _epochs(folder):  # epoch -> path, newest first
+    found = {
+        int(m[1]): p for p in Path(folder).glob("epoch_*.ckpt") if (m := re.fullmatch(r"epoch_(\d+)\.ckpt", p.name))
+    }
     return dict(sorted(found.items(), reverse=True))
 
-def save_epoch(folder: str|Path, epoch: int, state: dict) -> None:
+
+def save_epoch(folder: str | Path, epoch: int, state: dict) -> None:
     "Write the checkpoint of a finished epoch; older ones than the one before it go."
     Path(folder).mkdir(exist_ok=True)
-    write_checkpoint(Path(folder)/f"epoch_{epoch:05d}.ckpt", state)
-    for path in list(_epochs(folder).values())[KEEP:]: path.unlink()
+    write_checkpoint(Path(folder) / f"epoch_{epoch:05d}.ckpt", state)
+    for path in list(_epochs(folder).values())[KEEP:]:
+        path.unlink()
+
 
 def newest(
-    folder: str|Path,
-    of: str,                    # the run, see `run_key`: a checkpoint of another one is not used
-    use=lambda state: state,    # tried on the newest; if it raises, on the one before
-):                              # what `use` made of it, or None
+    folder: str | Path,
+    of: str,  # the run, see `run_key`: a checkpoint of another one is not used
+    use=lambda state: state,  # tried on the newest; if it raises, on the one before
+):  # what `use` made of it, or None
     "Go on from the newest checkpoint that is whole, belongs to this run and can be used. What is refused is warned about by name and set aside as `.refused`, so that it is never kept in place of what comes after. Memory that runs out is not the file's fault, and is raised."
     for path in _epochs(folder).values():
         try:
             state = read_checkpoint(path)
-            if _run(state.get("of")) != _run(of): raise ValueError(f"{path} belongs to another run")
-            if state["of"] == of: return use(state)
-            path.unlink()                                          # of an earlier training of this run, which is being done again
-        except (torch.OutOfMemoryError, MemoryError, OSError): raise
+            if _run(state.get("of")) != _run(of):
+                raise ValueError(f"{path} belongs to another run")
+            if state["of"] == of:
+                return use(state)
+            path.unlink()  # of an earlier training of this run, which is being done again
+        except (torch.OutOfMemoryError, MemoryError, OSError):
+            raise
         except Exception as e:
-            warnings.warn(f"checkpoint refused: {e if str(path) in str(e) else f'{path} does not fit ({type(e).__name__}: {e})'}", stacklevel=2)
+            warnings.warn(
+                f"checkpoint refused: {e if str(path) in str(e) else f'{path} does not fit ({type(e).__name__}: {e})'}",
+                stacklevel=2,
+            )
             path.replace(path.with_suffix(".refused"))
     return None
 
-def _run(of): return str(of).partition(" ")[0]
+
+def _run(of):
+    return str(of).partition(" ")[0]
+
 
 def run_key(parameters_sha256: str, series: str) -> str:
     "What a checkpoint belongs to: these parameters, in this training and not in an earlier one that was done again."
@@ -82,7 +104,13 @@ def rng_state() -> dict:
     version, numbers, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"python": [version, list(numbers), gauss], "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest], "torch": torch.get_rng_state(), "cuda": cuda}
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+    }
+
 
 def set_rng_state(state: dict) -> None:
     "Put the global streams back to what `rng_state` said."
@@ -91,4 +119,5 @@ def set_rng_state(state: dict) -> None:
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(state["cuda"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

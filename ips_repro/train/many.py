@@ -25,31 +25,44 @@ from .trainer import Trainer, tested
 # %% ../../nbs/train/many.ipynb #296d0736
 class FirstOf:
     "The first n of a dataset."
-    def __init__(self, data, n: int): self.data, self.n, self.labels = data, n, {t: v[:n] for t, v in data.labels.items()}
-    def __len__(self): return self.n
-    def batch(self, indices): return self.data.batch(indices)
 
-def seconds_per_image(trainer) -> tuple[float, float]: # training, testing
+    def __init__(self, data, n: int):
+        self.data, self.n, self.labels = data, n, {t: v[:n] for t, v in data.labels.items()}
+
+    def __len__(self):
+        return self.n
+
+    def batch(self, indices):
+        return self.data.batch(indices)
+
+
+def seconds_per_image(trainer) -> tuple[float, float]:  # training, testing
     "Measured on one batch each, after a warm-up; the trainer is of no use afterwards."
     trainer.train, trainer.test = (FirstOf(d, min(trainer.batch_size, len(d))) for d in (trainer.train, trainer.test))
-    def timed(do, data): # the first time is slow
-        do(); start = time.perf_counter(); do()
+
+    def timed(do, data):  # the first time is slow
+        do()
+        start = time.perf_counter()
+        do()
         return (time.perf_counter() - start) / len(data)
+
     return timed(trainer.learn, trainer.train), timed(trainer.evaluate, trainer.test)
+
 
 def estimate_seconds(
     runs: list[dict],
-    make,             # run -> Trainer
+    make,  # run -> Trainer
 ) -> float:
     "Expected seconds for all `runs` together, from a batch of each kind of run; remembered for plans."
-    total, measured = 0., {}
+    total, measured = 0.0, {}
     for run in runs:
         key = str({k: v for k, v in run.items() if k not in ("seed", "n_epochs")})
         if key not in measured:
             trainer = make(run)
             counts = len(trainer.train), len(trainer.test)
             measured[key] = *counts, *seconds_per_image(trainer)
-            if trainer.net.device.type == "cpu": remember(run, counts[0] * measured[key][2], counts[1] * measured[key][3])
+            if trainer.net.device.type == "cpu":
+                remember(run, counts[0] * measured[key][2], counts[1] * measured[key][3])
         n_train, n_test, train, test = measured[key]
         tests = sum(tested(e, run["n_epochs"], run["eval_every"]) for e in range(1, run["n_epochs"] + 1))
         total += run["n_epochs"] * n_train * train + tests * n_test * test
@@ -59,22 +72,30 @@ def estimate_seconds(
 def describe(
     runs: list[Run],
     device: str,
-    each: str, # what all of them are, in words
+    each: str,  # what all of them are, in words
 ) -> str:
     "What is about to be done, in three lines."
-    def show(v): return f"{v:g}" if isinstance(v, (int, float)) and not isinstance(v, bool) else str(v)
+
+    def show(v):
+        return f"{v:g}" if isinstance(v, (int, float)) and not isinstance(v, bool) else str(v)
+
     values = {k: list(dict.fromkeys(show(r[k]) for r in runs)) for k in runs[0].family.defaults}
     varied = [f"{k} {', '.join(v)}" for k, v in values.items() if len(v) > 1]
     less = reduction_text([r.reduced for r in runs])
-    return "\n".join([
-        f"{len(runs)} run{'s' * (len(runs) > 1)} at scale '{runs[0]['scale']}' on {device}: {'; '.join(varied) or 'one setting'}",
-        f"each: {each}",
-        f"differs from the paper: {', '.join(less) or 'in nothing'}"])
+    return "\n".join(
+        [
+            f"{len(runs)} run{'s' * (len(runs) > 1)} at scale '{runs[0]['scale']}' on {device}: {'; '.join(varied) or 'one setting'}",
+            f"each: {each}",
+            f"differs from the paper: {', '.join(less) or 'in nothing'}",
+        ]
+    )
 
 # %% ../../nbs/train/many.ipynb #4a110a86
 class LatestData:
     "The data of the run that was asked for last: those of others are let go, since decoded photographs are large."
-    def __init__(self, work, device: str): self.work, self.device, self.key, self.data = work, device, None, None
+
+    def __init__(self, work, device: str):
+        self.work, self.device, self.key, self.data = work, device, None, None
 
     def __call__(self, run: dict):
         key = tuple(run[name] for name in self.work.DATA)
@@ -84,30 +105,50 @@ class LatestData:
             self.key = key
         return self.data
 
-def _standing(run): # what a copy of a run in another experiment has of its own
+
+def _standing(run):  # what a copy of a run in another experiment has of its own
     return {"experiment": run.experiment.name, "reduced": run.reduced, "command": run.command}
+
 
 def make_trainer(run: Run, data_of: LatestData, on_step=None) -> Trainer:
     "Everything a run needs, ready to train."
     data = data_of(run)
     return trainer_of(run, data_of.work.network(run, data, data_of.device), data.train, data.test, on_step)
 
+
 def train_run(
     run: Run,
     device: str,
     redo: bool = False,
-    data_of: LatestData|None = None, # where the data come from that several runs share
-) -> Path: # its folder
+    data_of: LatestData | None = None,  # where the data come from that several runs share
+) -> Path:  # its folder
     "Train one run, or go on with it. `Held` if another process is at it, `Finished` if one was."
     work = part(run.family, "training")
     data_of = data_of or LatestData(work, device)
     data = data_of(run)
-    def make(on_step): return make_trainer(run, data_of, on_step)
-    def finish(trainer, folder): return work.finish(trainer, run, data, folder)
-    facts = {"scale": run["scale"]} | work.facts(run, data) | _standing(run)
-    return train_into(run.folder, dict(run), make, finish, work.title(run), device, redo, run.family.defaults, len(data.train), **facts)
 
-def train_all(runs: list[Run], device: str, redo: bool = False, memory_gib: float|None = None) -> None:
+    def make(on_step):
+        return make_trainer(run, data_of, on_step)
+
+    def finish(trainer, folder):
+        return work.finish(trainer, run, data, folder)
+
+    facts = {"scale": run["scale"]} | work.facts(run, data) | _standing(run)
+    return train_into(
+        run.folder,
+        dict(run),
+        make,
+        finish,
+        work.title(run),
+        device,
+        redo,
+        run.family.defaults,
+        len(data.train),
+        **facts,
+    )
+
+
+def train_all(runs: list[Run], device: str, redo: bool = False, memory_gib: float | None = None) -> None:
     """Train every run that is not done yet, here or in another experiment of its family.
 
     `ParameterError` if data, weights or device cannot be used; `KeyboardInterrupt` when the time given with `--for` is up."""
@@ -118,34 +159,43 @@ def train_all(runs: list[Run], device: str, redo: bool = False, memory_gib: floa
     check_time()
     why = {r.folder: r.why_not_done() for r in runs}
     todo = [r for r in runs if redo or why[r.folder]]
-    for r in todo: check_free(r.folder)                                # a run that is held is refused before an estimate is made
-    if not redo: todo = [r for r in todo if not copied(r, _standing(r))]
+    for r in todo:
+        check_free(r.folder)  # a run that is held is refused before an estimate is made
+    if not redo:
+        todo = [r for r in todo if not copied(r, _standing(r))]
     for folder, reason in why.items():
-        if reason and state(folder) == "ok": print(f"made again, for {reason}: {folder}")
+        if reason and state(folder) == "ok":
+            print(f"made again, for {reason}: {folder}")
     print(describe(runs, device, work.each(runs[0], lambda: data_of(runs[0]))))
-    if len(todo) < len(runs): print(f"{len(runs) - len(todo)} of them already done with the same parameters: reused (redo=True trains again)")
+    if len(todo) < len(runs):
+        print(f"{len(runs) - len(todo)} of them already done with the same parameters: reused (redo=True trains again)")
     if todo:
         seconds = estimate_seconds(todo, lambda r: make_trainer(r, data_of))
         print(f"estimated time: {duration(seconds)}, measured on a batch of each kind of run", flush=True)
     for r in todo:
         check_time()
-        if not redo and copied(r, _standing(r)): continue              # trained meanwhile for another experiment,
-        try: train_run(r, device, redo, data_of)
-        except Finished as e: print(f"finished meanwhile by another process: {e}", flush=True) # or this one
+        if not redo and copied(r, _standing(r)):
+            continue  # trained meanwhile for another experiment,
+        try:
+            train_run(r, device, redo, data_of)
+        except Finished as e:
+            print(f"finished meanwhile by another process: {e}", flush=True)  # or this one
 
 # %% ../../nbs/train/many.ipynb #3a809cbc
 def run_experiment(
-    name: str,       # of an experiment, e.g. "O2I_datasize"
-    namespace: dict, # the notebook's globals(), with its parameters
-) -> list[Run]:      # finished
+    name: str,  # of an experiment, e.g. "O2I_datasize"
+    namespace: dict,  # the notebook's globals(), with its parameters
+) -> list[Run]:  # finished
     "What an experiment notebook does: read its parameters, decide about device and scale, and train what is not done yet."
     asked, e = read_parameters(namespace), experiment(name)
     device, scale = choose(asked["device"], asked["scale"])
     runs = experiment_runs(e, asked | e.family.substitutes(scale, asked), scale)
     train_all(runs, device, asked["redo"], asked.get("memory_gib"))
     left = [r.folder for r in runs if r.why_not_done() is not None]
-    if left: raise RuntimeError(f"asked for, but not finished: {', '.join(map(str, left))}")
+    if left:
+        raise RuntimeError(f"asked for, but not finished: {', '.join(map(str, left))}")
     return runs
+
 
 def scales_shown(runs: list[Run]) -> tuple[str, ...]:
     "Which scales the figures of these runs draw: smoke runs stand for themselves, all others beside those at paper scale."

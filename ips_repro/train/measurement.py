@@ -17,19 +17,25 @@ from ..runs.folder import RunFolder, is_done
 from .session import device_name
 
 # %% ../../nbs/train/measurement.ipynb #e44b7ca5
-def code_version(modules: tuple) -> str: # 12 hex digits
+def code_version(modules: tuple) -> str:  # 12 hex digits
     "A hash of the modules that are timed: other code is another measurement."
-    return hashlib.sha256(b"".join((files("ips_repro")/f"{m}.py").read_bytes() for m in modules)).hexdigest()[:12]
+    return hashlib.sha256(b"".join((files("ips_repro") / f"{m}.py").read_bytes() for m in modules)).hexdigest()[:12]
+
 
 def measured(
-    folder: Path, parameters: dict, # as for `RunFolder`
-    modules: tuple,                 # which modules are timed, such as `ips/engine`
-    scale: str, device: str, redo: bool,
-    measure,                        # () -> the summary
+    folder: Path,
+    parameters: dict,  # as for `RunFolder`
+    modules: tuple,  # which modules are timed, such as `ips/engine`
+    scale: str,
+    device: str,
+    redo: bool,
+    measure,  # () -> the summary
 ) -> dict:
     "The summary of a measurement: from its folder if it is done there, else from `measure()`."
     parameters = parameters | {"torch": torch.__version__, "code": code_version(modules)}
-    if not redo and is_done(folder, parameters): return read_json(folder/"summary.json")
+    if not redo and is_done(folder, parameters):
+        return read_json(folder / "summary.json")
     print(f"measuring {folder.relative_to(out_root())}", flush=True)
-    with RunFolder(folder, parameters, device=device_name(device), scale=scale) as run: run.finish(measure())
+    with RunFolder(folder, parameters, device=device_name(device), scale=scale) as run:
+        run.finish(measure())
     return run.summary

@@ -26,29 +26,46 @@ from .checkpoint import newest, run_key, save_epoch
 from .trainer import restore_trainer, trainer_state
 
 # %% ../../nbs/train/session.ipynb #6dada20e
-def choose(device: str, scale: str) -> tuple[str, str]: # device, scale
+def choose(device: str, scale: str) -> tuple[str, str]:  # device, scale
     "`auto` as something definite: the GPU if there is one; `paper` with a GPU, `quick` without, `smoke` under nbdev_test."
-    if device == "auto": device = "cuda" if torch.cuda.is_available() else "cpu"
-    try: torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e: raise ValueError(f"device: {device!r} cannot be used here ({str(e).splitlines()[0]})") from None
-    if scale == "auto": scale = "smoke" if os.environ.get("IN_TEST") else "paper" if device.startswith("cuda") else "quick"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f"device: {device!r} cannot be used here ({str(e).splitlines()[0]})") from None
+    if scale == "auto":
+        scale = "smoke" if os.environ.get("IN_TEST") else "paper" if device.startswith("cuda") else "quick"
     return device, scale
+
 
 def device_name(device: str) -> str:
     "The device by its own name: the GPU's, or the processor's and the number of threads."
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{cpu_model()}, {torch.get_num_threads()} threads" if device == "cpu" else device
+    return (
+        torch.cuda.get_device_name(device)
+        if device.startswith("cuda")
+        else f"{cpu_model()}, {torch.get_num_threads()} threads"
+        if device == "cpu"
+        else device
+    )
 
 # %% ../../nbs/train/session.ipynb #a29e47a1
 @contextmanager
 def determinism(mode: str, device: str):
     "Inside the block with mode `deterministic`, PyTorch uses only algorithms that repeat, or raises. `ParameterError` if cuBLAS was not told before CUDA started."
-    if mode == "fast": yield; return
+    if mode == "fast":
+        yield
+        return
     if device.startswith("cuda") and not os.environ.get("CUBLAS_WORKSPACE_CONFIG"):
-        raise ParameterError("determinism: on a GPU, CUBLAS_WORKSPACE_CONFIG=:4096:8 must be set before the kernel starts; `ips-repro run` does that")
+        raise ParameterError(
+            "determinism: on a GPU, CUBLAS_WORKSPACE_CONFIG=:4096:8 must be set before the kernel starts; `ips-repro run` does that"
+        )
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
-    try: yield
-    finally: torch.use_deterministic_algorithms(before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 # %% ../../nbs/train/session.ipynb #b7bdd5f1
 def flat_row(row: dict, left_s: float) -> dict:
@@ -56,99 +73,152 @@ def flat_row(row: dict, left_s: float) -> dict:
     flat = {"epoch": row["epoch"], "lr": row["lr"]}
     for part in ("train", "test"):
         flat[f"{part}_loss"] = row[part]["loss"] if row[part] else ""
-        flat |= {f"{part}_{t}": row[part]["right"][t] / row[part]["n"] if row[part] else "" for t in row["train"]["right"]}
-    return flat | {"images_per_s": round(row["images_per_s"], 2), "seconds": round(row["seconds"], 2), "seconds_left": round(left_s, 1), "peak_mib": round(row["peak_mib"])}
+        flat |= {
+            f"{part}_{t}": row[part]["right"][t] / row[part]["n"] if row[part] else "" for t in row["train"]["right"]
+        }
+    return flat | {
+        "images_per_s": round(row["images_per_s"], 2),
+        "seconds": round(row["seconds"], 2),
+        "seconds_left": round(left_s, 1),
+        "peak_mib": round(row["peak_mib"]),
+    }
 
-def _counts(part): return part and {"loss": part["loss"], **{t: {"accuracy": r / part["n"], "right": r, "n": part["n"]} for t, r in part["right"].items()}}
+
+def _counts(part):
+    return part and {
+        "loss": part["loss"],
+        **{t: {"accuracy": r / part["n"], "right": r, "n": part["n"]} for t, r in part["right"].items()},
+    }
+
 
 def summarise(rows: list) -> dict:
     "Final and best epoch, counts beside every accuracy. Best is by mean test accuracy, so it is chosen on the test set: quote the final one."
     pick = lambda r: {"epoch": r["epoch"], "train": _counts(r["train"]), "test": _counts(r["test"])}
     best = max((r for r in rows if r["test"]), key=lambda r: sum(r["test"]["right"].values()))
-    return {"final": pick(rows[-1]), "best_by_test": pick(best), "seconds": round(sum(r["seconds"] for r in rows), 1), "peak_mib": round(max(r["peak_mib"] for r in rows))}
+    return {
+        "final": pick(rows[-1]),
+        "best_by_test": pick(best),
+        "seconds": round(sum(r["seconds"] for r in rows), 1),
+        "peak_mib": round(max(r["peak_mib"] for r in rows)),
+    }
 
-def stale(rows: list, patience: int|None) -> bool:
+
+def stale(rows: list, patience: int | None) -> bool:
     "Has the mean test accuracy not been better for `patience` tests? Never for None."
     scores = [sum(r["test"]["right"].values()) for r in rows if r["test"]]
     return patience is not None and len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
 
 # %% ../../nbs/train/session.ipynb #dfbc8935
-def _resumed(record, key, make): # -> trainer, the rows of the epochs that are done already
+def _resumed(record, key, make):  # -> trainer, the rows of the epochs that are done already
     "Go on from the newest whole checkpoint of this very run, if there is one."
+
     def use(saved):
         trainer = make()
         restore_trainer(trainer, saved["trainer"])
-        trainer.net.precision = saved["precision"]                   # what `auto` meant where this run began
-        if [r["epoch"] for r in saved["rows"]] != list(range(1, trainer.epoch + 1)): raise ValueError("its rows are not those of its epochs")
-        print(f"going on after epoch {trainer.epoch} of {trainer.n_epochs}, from its checkpoint" + (f"; since then there is another {', '.join(record.changed)}" if record.changed else ""), flush=True)
+        trainer.net.precision = saved["precision"]  # what `auto` meant where this run began
+        if [r["epoch"] for r in saved["rows"]] != list(range(1, trainer.epoch + 1)):
+            raise ValueError("its rows are not those of its epochs")
+        print(
+            f"going on after epoch {trainer.epoch} of {trainer.n_epochs}, from its checkpoint"
+            + (f"; since then there is another {', '.join(record.changed)}" if record.changed else ""),
+            flush=True,
+        )
         return trainer, saved["rows"]
-    return newest(record.folder/"checkpoints", key, use) or (make(), [])
 
-def _flat_rows(rows, n_epochs): # as they stood in metrics.csv
+    return newest(record.folder / "checkpoints", key, use) or (make(), [])
+
+
+def _flat_rows(rows, n_epochs):  # as they stood in metrics.csv
     spent = itertools.accumulate(r["seconds"] for r in rows)
     return [flat_row(r, s / r["epoch"] * (n_epochs - r["epoch"])) for r, s in zip(rows, spent)]
 
 # %% ../../nbs/train/session.ipynb #52486a4b
-SECONDS_APART = 10 # of checkpoints on a GPU, where an epoch may take hardly longer than to write one
+SECONDS_APART = 10  # of checkpoints on a GPU, where an epoch may take hardly longer than to write one
 
-def checkpoint_due(device: str, seconds: float, last: bool) -> bool: # since the one before; is it the last epoch?
+
+def checkpoint_due(device: str, seconds: float, last: bool) -> bool:  # since the one before; is it the last epoch?
     "Is it time for a checkpoint? On a CPU after every epoch, on a GPU not as often, and after the last epoch everywhere."
     return last or not device.startswith("cuda") or seconds >= SECONDS_APART
 
-def _next_seconds(trainer, rows): # what the next epoch will take, as the latest of its kind did; 0 before the first
+
+def _next_seconds(trainer, rows):  # what the next epoch will take, as the latest of its kind did; 0 before the first
     with_test = trainer.is_tested(trainer.epoch + 1)
     alike = [r["seconds"] for r in rows if (r["test"] is not None) == with_test]
-    if alike or not rows: return alike[-1] if alike else 0.
-    return rows[-1]["seconds"] * (1 + len(trainer.test) / len(trainer.train)) # the first with a test, which takes less an image than training
+    if alike or not rows:
+        return alike[-1] if alike else 0.0
+    return rows[-1]["seconds"] * (
+        1 + len(trainer.test) / len(trainer.train)
+    )  # the first with a test, which takes less an image than training
 
-def _timely(trainer, rows): # yields as `Trainer.epochs`; `KeyboardInterrupt` before an epoch that does not fit into the time that is left
+
+def _timely(
+    trainer, rows
+):  # yields as `Trainer.epochs`; `KeyboardInterrupt` before an epoch that does not fit into the time that is left
     epochs = trainer.epochs()
     while trainer.epoch < trainer.n_epochs:
         check_time(_next_seconds(trainer, rows))
         yield next(epochs)
 
-def _train(trainer, rows, record, key, device, progress, patience): # the epochs that are left; `rows` grows
+
+def _train(trainer, rows, record, key, device, progress, patience):  # the epochs that are left; `rows` grows
     saved = time.perf_counter()
     for row in () if stale(rows, patience) else _timely(trainer, rows):
         rows.append(row)
         over = row["epoch"] == trainer.n_epochs or stale(rows, patience)
         if checkpoint_due(device, time.perf_counter() - saved, over):
             state = {"of": key, "trainer": trainer_state(trainer), "rows": rows, "precision": trainer.net.precision}
-            save_epoch(record.folder/"checkpoints", row["epoch"], state) # before it is told
+            save_epoch(record.folder / "checkpoints", row["epoch"], state)  # before it is told
             saved = time.perf_counter()
         record.log(_flat_rows(rows, trainer.n_epochs)[-1])
         progress.epoch(row)
-        if over: return
+        if over:
+            return
 
 # %% ../../nbs/train/session.ipynb #004e4999
 def train_into(
-    folder, parameters: dict, # as for `RunFolder`; n_epochs and determinism are among them, and perhaps patience
-    make,             # (on_step) -> Trainer
-    finish,           # (trainer, folder) -> more for the summary, after writing whatever else belongs to a run
-    title: str, device: str, redo: bool = False,
-    defaults: dict = {}, # what a parameter was before it existed
-    images: int|None = None, # in an epoch; None: n_train
-    **facts,          # more for the manifest
-) -> Path:            # the folder
+    folder,
+    parameters: dict,  # as for `RunFolder`; n_epochs and determinism are among them, and perhaps patience
+    make,  # (on_step) -> Trainer
+    finish,  # (trainer, folder) -> more for the summary, after writing whatever else belongs to a run
+    title: str,
+    device: str,
+    redo: bool = False,
+    defaults: dict = {},  # what a parameter was before it existed
+    images: int | None = None,  # in an epoch; None: n_train
+    **facts,  # more for the manifest
+) -> Path:  # the folder
     """Train, or go on with it, and write the run's folder. `Held` if another process is at it, `Finished` if one was.
 
     `KeyboardInterrupt` when the time given with `--for` is up (see [base/limits](../base/limits.ipynb)): the last epoch's checkpoint is there to go on from."""
     give_way()
     done = lambda: not redo and why_not_done(folder, parameters, defaults) is None
-    with determinism(parameters["determinism"], device), RunFolder(folder, parameters, redo, done, device=device_name(device), **facts) as record, Progress(parameters["n_epochs"], images or parameters["n_train"], title) as progress:
-        if progress.bar is None: print(f"{title} -> {record.folder.relative_to(out_root())}", flush=True)
-        if device.startswith("cuda"): torch.cuda.reset_peak_memory_stats(device)
+    with (
+        determinism(parameters["determinism"], device),
+        RunFolder(folder, parameters, redo, done, device=device_name(device), **facts) as record,
+        Progress(parameters["n_epochs"], images or parameters["n_train"], title) as progress,
+    ):
+        if progress.bar is None:
+            print(f"{title} -> {record.folder.relative_to(out_root())}", flush=True)
+        if device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats(device)
         key = run_key(parameters_hash(parameters), record.series)
+
         def on_step(*images):
             check_time()
             progress.step(*images)
+
         trainer, rows = _resumed(record, key, lambda: make(on_step))
         record.note(precision=trainer.net.precision)
-        if rows: record.log(*_flat_rows(rows, trainer.n_epochs))
-        else: (record.folder/"metrics.csv").unlink(missing_ok=True)
+        if rows:
+            record.log(*_flat_rows(rows, trainer.n_epochs))
+        else:
+            (record.folder / "metrics.csv").unlink(missing_ok=True)
         progress.resume(rows)
         _train(trainer, rows, record, key, device, progress, parameters.get("patience"))
         more = finish(trainer, record.folder)
-        write_atomic(record.folder/"weights.safetensors", safetensors({k: v.detach().cpu().contiguous() for k, v in trainer.net.state_dict().items()}))
+        write_atomic(
+            record.folder / "weights.safetensors",
+            safetensors({k: v.detach().cpu().contiguous() for k, v in trainer.net.state_dict().items()}),
+        )
         record.finish(summarise(rows) | more)
     return record.folder

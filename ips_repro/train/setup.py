@@ -14,37 +14,53 @@ from .trainer import Trainer
 # %% ../../nbs/train/setup.ipynb #d8dd7b4e
 def check_encoders(
     runs: list[dict],
-    make,             # run -> its encoder
+    make,  # run -> its encoder
 ) -> None:
     "Make every encoder once. `ParameterError` for a name or weights that cannot be had, before anything is written."
     alike = ("backbone", "pretrained", "frozen", "patch_size")
     different = {tuple(r[name] for name in alike): r for r in runs}
     for run in different.values():
-        if (run["backbone"], run["pretrained"], run["frozen"]) == ("resnet18", False, False): continue # always there
-        try: make(run)
-        except (ValueError, ConnectionError) as e: raise ParameterError(str(e)) from None
+        if (run["backbone"], run["pretrained"], run["frozen"]) == ("resnet18", False, False):
+            continue  # always there
+        try:
+            make(run)
+        except (ValueError, ConnectionError) as e:
+            raise ParameterError(str(e)) from None
 
-def check_device(runs: list[dict], device: str, memory_gib: float|None = None):
+
+def check_device(runs: list[dict], device: str, memory_gib: float | None = None):
     "Refuse what this device cannot do, and cap its memory."
-    if not device.startswith("cuda") and any(r.get("precision") == "tf32" for r in runs): raise ParameterError(f"precision: tf32 exists on a GPU, not on {device}")
-    if memory_gib is None: return
-    try: cap_memory(device, memory_gib)
-    except ValueError as e: raise ParameterError(str(e)) from None
+    if not device.startswith("cuda") and any(r.get("precision") == "tf32" for r in runs):
+        raise ParameterError(f"precision: tf32 exists on a GPU, not on {device}")
+    if memory_gib is None:
+        return
+    try:
+        cap_memory(device, memory_gib)
+    except ValueError as e:
+        raise ParameterError(str(e)) from None
 
 # %% ../../nbs/train/setup.ipynb #83213ae1
 def loss_terms(run: dict) -> list:
     "The losses of a run."
     terms = [TaskLoss()]
-    if run.get("w_diversity"): terms.append(DiversityLoss(run["w_diversity"], run.get("diversity_of", "output")))
-    if run.get("w_semantic"): terms.append(SemanticLoss(run["w_semantic"]))
+    if run.get("w_diversity"):
+        terms.append(DiversityLoss(run["w_diversity"], run.get("diversity_of", "output")))
+    if run.get("w_semantic"):
+        terms.append(SemanticLoss(run["w_semantic"]))
     return terms
+
 
 TRAINER_PARAMETERS = ("n_epochs", "seed", "batch_size", "lr", "weight_decay", "warmup_epochs", "eval_every")
 
+
 def trainer_of(
     run: dict,
-    net, train, test, # the network on its device, and both datasets
-    on_step=None,     # called after each batch with (images done, images in the epoch)
+    net,
+    train,
+    test,  # the network on its device, and both datasets
+    on_step=None,  # called after each batch with (images done, images in the epoch)
 ) -> Trainer:
     "The trainer of a run, ready to train."
-    return Trainer(net, train, test, terms=loss_terms(run), on_step=on_step, **{name: run[name] for name in TRAINER_PARAMETERS})
+    return Trainer(
+        net, train, test, terms=loss_terms(run), on_step=on_step, **{name: run[name] for name in TRAINER_PARAMETERS}
+    )

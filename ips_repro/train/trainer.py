@@ -14,21 +14,22 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 
-from .checkpoint import rng_state, set_rng_state
 from ..base.core import child_seed, generator
 from ..ips.engine import numerics
 from ..ips.losses import TaskLoss, check_finite, weighted_terms
 from ..ips.patches import upload
+from .checkpoint import rng_state, set_rng_state
 
 # %% ../../nbs/train/trainer.ipynb #e8ed5ea1
 def learning_rate(
-    step: int,    # 1 for the first step, `total` for the last
+    step: int,  # 1 for the first step, `total` for the last
     warmup: int,  # steps of linear warm-up
-    total: int,   # steps of the whole training
-    lr: float,    # peak
+    total: int,  # steps of the whole training
+    lr: float,  # peak
 ) -> float:
     "The learning rate of a step, counted from one as published: lr/warmup at the first, lr at the end of the warm-up, lr/1000 at the last."
-    if step < warmup: return lr * step / warmup
+    if step < warmup:
+        return lr * step / warmup
     end = lr / 1000
     return end + (lr - end) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
 
@@ -36,36 +37,50 @@ def learning_rate(
 def score(
     tasks: dict,  # name -> (kind, classes)
     probs: dict,  # name -> (n, classes) array
-    labels: dict, # name -> (n,) or (n, classes) array
-) -> dict:        # name -> number of images answered right
+    labels: dict,  # name -> (n,) or (n, classes) array
+) -> dict:  # name -> number of images answered right
     "Right answers per task."
     guess = lambda kind, p: (p > 0.5).astype(int) if kind == "sigmoid" else p.argmax(1)
-    right = lambda t, kind: (guess(kind, probs[t]) == labels[t]).reshape(len(labels[t]), -1).all(1) # of many labels, all
+    right = lambda t, kind: (
+        (guess(kind, probs[t]) == labels[t]).reshape(len(labels[t]), -1).all(1)
+    )  # of many labels, all
     return {t: int(right(t, kind).sum()) for t, (kind, _) in tasks.items()}
 
 # %% ../../nbs/train/trainer.ipynb #61a587ba
 def peak_memory_mib(device) -> float:
     "Highest memory so far, MiB: of the GPU's allocator on CUDA since its last reset, else of this process since it began."
-    if torch.device(device).type == "cuda": return torch.cuda.max_memory_allocated(device) / 2**20
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     import resource
     import sys
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 # %% ../../nbs/train/trainer.ipynb #4369376c
-CHECK_EVERY = 20 # steps between two looks at the loss: a look makes a GPU wait
+CHECK_EVERY = 20  # steps between two looks at the loss: a look makes a GPU wait
+
 
 def pass_over(
-    net, data,                # IPSNet; a dataset
-    terms: list,              # losses and regularisers
+    net,
+    data,  # IPSNet; a dataset
+    terms: list,  # losses and regularisers
     batch_size: int,
-    generator,                # for order, shuffling and masking
-    step=None,                # called with (loss, number of the step) to learn; None to evaluate
-    on_step=None,             # called with (images done, images in all)
-) -> dict:                    # loss (mean over images), right (task -> count), n
+    generator,  # for order, shuffling and masking
+    step=None,  # called with (loss, number of the step) to learn; None to evaluate
+    on_step=None,  # called with (images done, images in all)
+) -> dict:  # loss (mean over images), right (task -> count), n
     "One pass over `data`: in random order with `step`, else in order, in eval mode and without gradient. `FloatingPointError` if the loss is not finite."
-    learn, n, losses, probs = step is not None, len(data), torch.zeros(len(terms), dtype=torch.float64 if net.device.type != "mps" else torch.float32), {t: [] for t in net.tasks}
+    learn, n, losses, probs = (
+        step is not None,
+        len(data),
+        torch.zeros(len(terms), dtype=torch.float64 if net.device.type != "mps" else torch.float32),
+        {t: [] for t in net.tasks},
+    )
     order, losses = torch.randperm(n, generator=generator) if learn else torch.arange(n), losses.to(net.device)
-    answers, places = {t: upload(torch.as_tensor(data.labels[t]), net.device) for t in net.tasks}, upload(order, net.device)
+    answers, places = (
+        {t: upload(torch.as_tensor(data.labels[t]), net.device) for t in net.tasks},
+        upload(order, net.device),
+    )
     resting = nullcontext if learn else getattr(net, "weights_rest", nullcontext)
     net.train(learn)
     with torch.set_grad_enabled(learn), numerics(net.precision), resting():
@@ -73,54 +88,102 @@ def pass_over(
             labels = {t: answer[here] for t, answer in answers.items()}
             out = net(data.batch(idx.tolist()), generator)
             values = weighted_terms(terms, net, out, labels)
-            if learn: step(values.sum(), i)
+            if learn:
+                step(values.sum(), i)
             losses += values.detach() * len(idx)
-            if i == 0: seen = values.detach()
-            else: seen = torch.where(seen.isfinite().all(), values.detach(), seen) # the first that is not finite stays
-            if i % CHECK_EVERY == 0: check_finite(terms, seen)
-            for t in net.tasks: probs[t].append(out.probs[t].detach())
-            if on_step: on_step(min((i + 1) * batch_size, n), n)
+            if i == 0:
+                seen = values.detach()
+            else:
+                seen = torch.where(seen.isfinite().all(), values.detach(), seen)  # the first that is not finite stays
+            if i % CHECK_EVERY == 0:
+                check_finite(terms, seen)
+            for t in net.tasks:
+                probs[t].append(out.probs[t].detach())
+            if on_step:
+                on_step(min((i + 1) * batch_size, n), n)
     check_finite(terms, seen)
-    right = score(net.tasks, {t: torch.cat(p).cpu().numpy() for t, p in probs.items()}, {t: data.labels[t][order.numpy()] for t in net.tasks})
+    right = score(
+        net.tasks,
+        {t: torch.cat(p).cpu().numpy() for t, p in probs.items()},
+        {t: data.labels[t][order.numpy()] for t in net.tasks},
+    )
     return {"loss": losses.sum().item() / n, "right": right, "n": n}
+
 
 def adamw(net, lr: float, weight_decay: float) -> torch.optim.AdamW:
     "The published optimiser; on a GPU with one launch instead of one for each weight."
-    return torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay, fused=net.device.type == "cuda" or None)
+    return torch.optim.AdamW(
+        net.parameters(), lr=lr, weight_decay=weight_decay, fused=net.device.type == "cuda" or None
+    )
 
-def tested(epoch: int, n_epochs: int, eval_every: int) -> bool: # epoch: 1 for the first
+
+def tested(epoch: int, n_epochs: int, eval_every: int) -> bool:  # epoch: 1 for the first
     "Is the network tested after this epoch? Every so many, and after the last."
     return epoch % eval_every == 0 or epoch == n_epochs
 
 # %% ../../nbs/train/trainer.ipynb #71fc17b9
 class Trainer:
     "Trains an IPS network; `epochs()` yields one row of numbers an epoch."
-    def __init__(self,
-        net,                         # IPSNet, already on its device
-        train, test,                 # datasets
-        n_epochs: int, seed: int = 0, batch_size: int = 16,
-        lr: float = 1e-3,            # peak learning rate
-        weight_decay: float = 0.1,   # of AdamW
-        warmup_epochs: float = 10,   # linear warm-up
-        eval_every: int = 1,         # test every so many epochs, and after the last
-        terms: list = (TaskLoss(),), # losses and regularisers
-        on_step=None,                # called with (images done, images in the epoch)
+
+    def __init__(
+        self,
+        net,  # IPSNet, already on its device
+        train,
+        test,  # datasets
+        n_epochs: int,
+        seed: int = 0,
+        batch_size: int = 16,
+        lr: float = 1e-3,  # peak learning rate
+        weight_decay: float = 0.1,  # of AdamW
+        warmup_epochs: float = 10,  # linear warm-up
+        eval_every: int = 1,  # test every so many epochs, and after the last
+        terms: list = (TaskLoss(),),  # losses and regularisers
+        on_step=None,  # called with (images done, images in the epoch)
     ):
-        self.net, self.train, self.test, self.n_epochs, self.seed, self.batch_size = net, train, test, n_epochs, seed, batch_size
-        self.lr, self.warmup_epochs, self.eval_every, self.terms, self.on_step = lr, warmup_epochs, eval_every, terms, on_step
-        self.opt, self.epoch = adamw(net, lr, weight_decay), 0 # `epoch` counts finished ones
+        self.net, self.train, self.test, self.n_epochs, self.seed, self.batch_size = (
+            net,
+            train,
+            test,
+            n_epochs,
+            seed,
+            batch_size,
+        )
+        self.lr, self.warmup_epochs, self.eval_every, self.terms, self.on_step = (
+            lr,
+            warmup_epochs,
+            eval_every,
+            terms,
+            on_step,
+        )
+        self.opt, self.epoch = adamw(net, lr, weight_decay), 0  # `epoch` counts finished ones
 
     def _step(self, loss, i):
         per_epoch = math.ceil(len(self.train) / self.batch_size)
-        rate = learning_rate(self.epoch * per_epoch + i + 1, int(self.warmup_epochs * per_epoch), self.n_epochs * per_epoch, self.lr)
-        for group in self.opt.param_groups: group["lr"] = rate
+        rate = learning_rate(
+            self.epoch * per_epoch + i + 1, int(self.warmup_epochs * per_epoch), self.n_epochs * per_epoch, self.lr
+        )
+        for group in self.opt.param_groups:
+            group["lr"] = rate
         self.opt.zero_grad(set_to_none=True)
         loss.backward()
         self.opt.step()
 
-    def is_tested(self, epoch): return tested(epoch, self.n_epochs, self.eval_every)
-    def learn(self): return pass_over(self.net, self.train, self.terms, self.batch_size, generator(self.seed, "train", self.epoch), self._step, self.on_step)
-    def evaluate(self): return pass_over(self.net, self.test, self.terms, self.batch_size, generator(self.seed, "test"))
+    def is_tested(self, epoch):
+        return tested(epoch, self.n_epochs, self.eval_every)
+
+    def learn(self):
+        return pass_over(
+            self.net,
+            self.train,
+            self.terms,
+            self.batch_size,
+            generator(self.seed, "train", self.epoch),
+            self._step,
+            self.on_step,
+        )
+
+    def evaluate(self):
+        return pass_over(self.net, self.test, self.terms, self.batch_size, generator(self.seed, "test"))
 
     def epochs(self):
         "Train an epoch, test if it is due, and yield a row of how it went, until `n_epochs` are done."
@@ -130,13 +193,23 @@ class Trainer:
             train, trained = self.learn(), time.perf_counter()
             self.epoch += 1
             test = self.evaluate() if self.is_tested(self.epoch) else None
-            machine = {"images_per_s": len(self.train) / (trained - start), "seconds": time.perf_counter() - start, "peak_mib": peak_memory_mib(self.net.device)}
+            machine = {
+                "images_per_s": len(self.train) / (trained - start),
+                "seconds": time.perf_counter() - start,
+                "peak_mib": peak_memory_mib(self.net.device),
+            }
             yield {"epoch": self.epoch, "lr": self.opt.param_groups[0]["lr"], "train": train, "test": test} | machine
 
 # %% ../../nbs/train/trainer.ipynb #e78308a4
 def trainer_state(trainer: Trainer) -> dict:
     "All that another trainer of the same run needs to go on: tensors and plain values only."
-    return {"epoch": trainer.epoch, "model": trainer.net.state_dict(), "opt": trainer.opt.state_dict(), "rng": rng_state()}
+    return {
+        "epoch": trainer.epoch,
+        "model": trainer.net.state_dict(),
+        "opt": trainer.opt.state_dict(),
+        "rng": rng_state(),
+    }
+
 
 def restore_trainer(trainer: Trainer, state: dict) -> None:
     "Put a trainer where another one was when its state was taken."
