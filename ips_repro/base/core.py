@@ -23,7 +23,7 @@ from pathlib import Path
 # %% ../../nbs/base/core.ipynb #c04f4ec5
 def project_root() -> Path:  # the folder that holds settings.ini and nbs/
     "The checkout this package belongs to, else the nearest one above the working folder. `FileNotFoundError` if there is none."
-    here = Path(__file__).resolve().parent.parent if "__file__" in globals() else Path.cwd()
+    here = Path(__file__).resolve().parents[2] if "__file__" in globals() else Path.cwd()
     cwd = Path.cwd()
     for folder in (here, cwd, *cwd.parents):
         if (folder / "settings.ini").is_file() and (folder / "nbs").is_dir():
