@@ -78,6 +78,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                  'ips_repro/base/progress.py'),
                                          'ips_repro.base.progress.wants_bar': ( 'base/progress.html#wants_bar',
                                                                                 'ips_repro/base/progress.py')},
+            'ips_repro.base.tables': { 'ips_repro.base.tables._named': ('base/tables.html#_named', 'ips_repro/base/tables.py'),
+                                       'ips_repro.base.tables.read_table': ('base/tables.html#read_table', 'ips_repro/base/tables.py')},
             'ips_repro.bench.scaling': { 'ips_repro.bench.scaling._final_and_curve': ( 'bench/scaling.html#_final_and_curve',
                                                                                        'ips_repro/bench/scaling.py'),
                                          'ips_repro.bench.scaling._limit': ('bench/scaling.html#_limit', 'ips_repro/bench/scaling.py'),
