@@ -20,7 +20,7 @@ def _plain_vit(model, **kw):
     try:
         vit = timm.create_model(model, **kw) if timm.is_model(model) else None
     except TypeError as e:
-        raise ValueError(f"model: {model!r} cannot be made so ({e})") from None  # others do not know img_size
+        raise ValueError(f"model: {model!r} cannot be made so ({e})") from None  # other networks have no img_size
     if not isinstance(vit, VisionTransformer):
         raise ValueError(f"model: {model!r} is no plain ViT of timm, such as vit_tiny_patch16_224")
     return vit
@@ -33,14 +33,11 @@ def _pair(size):
 def _check(size, ld_size, patch, grid, strategy, pos_embed):
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy: {strategy!r} is none of {', '.join(STRATEGIES)}")
-    if any(s % p for s, p in zip(size, patch)):
-        raise ValueError(
-            f"color_img_size: {size[0]}x{size[1]} px cannot be divided into patches of {patch[0]}x{patch[1]}"
-        )
-    if any(s % g for s, g in zip(ld_size, grid)):
-        raise ValueError(
-            f"ld_img_size: {ld_size[0]}x{ld_size[1]} px cannot be divided into {grid[0]}x{grid[1]} patches"
-        )
+    (H, W), (h, w), (p, q), (rows, columns) = size, ld_size, patch, grid
+    if H % p or W % q:
+        raise ValueError(f"color_img_size: {H}x{W} px cannot be divided into patches of {p}x{q}")
+    if h % rows or w % columns:
+        raise ValueError(f"ld_img_size: {h}x{w} px cannot be divided into {rows}x{columns} patches")
     if pos_embed not in ("resample", "reinit"):
         raise ValueError(f"pos_embed: {pos_embed!r} is neither resample nor reinit")
 
@@ -81,15 +78,14 @@ class SelectiveMagnoViT(nn.Module):
         return self.k
 
     def get_selected_patch_indices(self, lines: Tensor, generator=None) -> Tensor:  # (B, k), ascending
-        "Which patches of a batch of drawings (B, 1, H, W) are kept; of either polarity, see [lines/score](../lines/score.ipynb)."
-        if tuple(lines.shape[-2:]) != self.ld_img_size:
-            raise ValueError(
-                f"lines: {lines.shape[-2]}x{lines.shape[-1]} px, not {self.ld_img_size[0]}x{self.ld_img_size[1]}"
-            )
+        "Which patches are kept of drawings (B, 1, H, W) of either polarity, see [lines/score](../lines/score.ipynb)."
+        (h, w), (H, W) = lines.shape[-2:], self.ld_img_size
+        if (h, w) != (H, W):
+            raise ValueError(f"lines: {h}x{w} px, not {H}x{W}")
         return choose_patches(lines, self.grid, self.k, self.strategy, self.std, self.temperature, generator)
 
     def forward_kept(self, color: Tensor, kept: Tensor) -> Tensor:  # logits (B, num_classes)
-        "Of colour images (B, 3, H, W) only the patches `kept` (B, k)."
+        "Logits of colour images (B, 3, H, W), of which only the patches `kept` (B, k) are used."
         if len(color) != len(kept):
             raise ValueError(f"lines: {len(kept)} drawings for {len(color)} images")
         vit = self.vit

@@ -98,10 +98,11 @@ def checks():
 
     from ips_repro.base.core import generator
     from ips_repro.bench.timing import stir
+    from ips_repro.digits.banks import load_digits
     from ips_repro.digits.settings import resolve
     from ips_repro.digits.training import make_data, make_net, make_trainer
     from ips_repro.ips.engine import Captured, arrival_order, replay
-    from ips_repro.megapixel_mnist import MegapixelMNIST, load_digits
+    from ips_repro.megapixel_mnist import MegapixelMNIST
     from ips_repro.train.session import determinism, device_name
 
     def canvases():
@@ -176,7 +177,7 @@ def times():
     "Seconds an image, training and test, of the paper's first run in every precision."
     from ips_repro.digits.settings import resolve
     from ips_repro.digits.training import make_trainer
-    from ips_repro.ips.engine import PRECISIONS
+    from ips_repro.ips.device import PRECISIONS
     from ips_repro.train.many import seconds_per_image
 
     found = {}

@@ -27,7 +27,7 @@ def digit_size_for(
     H: int,
     W: int,  # canvas, pixels
 ) -> int:  # digit size, pixels
-    "The digit size for an object-to-image ratio. `ValueError` if it is below one pixel or five such digits have no room."
+    "The digit size for an object-to-image ratio. `ValueError` if it is below one pixel or five digits have no room."
     if not 0 < o2i <= 100:
         raise ValueError(f"o2i: {o2i:g} % is not a share of the canvas between 0 and 100 %")
     d = label_size(o2i, H, W) if o2i in PUBLISHED_O2I else round(math.sqrt(o2i / 100 * H * W))
@@ -40,7 +40,7 @@ def digit_size_for(
 def check_room(
     d: int,  # digit size, pixels
     H: int,
-    W: int,
+    W: int,  # canvas, pixels
     says: str,  # how the message starts
     n: int = 5,  # digits
 ) -> None:

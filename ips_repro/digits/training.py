@@ -15,14 +15,15 @@ import torch
 from ..base.core import child_seed, generator, seed_libraries, write_csv
 from ..base.grids import canvas_shape
 from ..base.params import ParameterError
+from .banks import load_digits
 from .sizes import always_room
+from ..ips.device import resolved_precision, spare_bytes
 from ..ips.diagnosis import diagnose
 from ..ips.encoders import make_encoder
-from ..ips.engine import resolved_precision, spare_bytes
 from ..ips.masking import STKIM
 from ..ips.patches import PatchBatch, box_shares, join_images, split_images, upload
 from ..ips_net import IPSNet
-from ..megapixel_mnist import MegapixelMNIST, load_digits
+from ..megapixel_mnist import MegapixelMNIST
 from ..train.setup import check_encoders, trainer_of
 from ..train.trainer import Trainer
 
@@ -31,9 +32,10 @@ TASKS = {"majority": ("softmax", 10), "max": ("softmax", 10), "top": ("softmax",
 
 # %% ../../nbs/digits/training.ipynb #301a5c6c
 class Patched:
-    """A Megapixel MNIST dataset seen through a patch grid: what the trainer asks for.
+    """A Megapixel MNIST dataset seen through a patch grid: what the trainer needs.
 
-    Every canvas is painted once and its distinct patches, as uint8, are kept on the device as long as there is room; the others are painted each time."""
+    Every canvas is painted once and its distinct patches, as uint8, are kept on the device as long as there is room;
+    the others are painted each time."""
 
     def __init__(
         self,
@@ -41,9 +43,9 @@ class Patched:
         patch_size: int,
         stride: int,
         device="cpu",  # where the patches are wanted
-        paint_on=None,  # where they are painted; None: there, too
-        room: int | None = None,  # bytes to keep patches in; None: `spare_bytes` when the first are asked for
-        tell_wanted=False,  # do batches say where the digits are?
+        paint_on=None,  # where they are painted; None: on `device`
+        room: int | None = None,  # bytes to keep patches in; None: `spare_bytes` at the first batch
+        tell_wanted=False,  # whether batches contain where the digits are
     ):
         self.tell_wanted = tell_wanted
         self.canvases, self.patch_size, self.stride, self.labels = canvases, patch_size, stride, canvases.labels
@@ -52,7 +54,7 @@ class Patched:
     def __len__(self):
         return len(self.canvases)
 
-    def _painted(self, indices):  # all anew
+    def _painted(self, indices):  # all of them, without looking at those that are kept
         return self.canvases.patch_batch(indices, self.patch_size, self.stride, self.paint_on).to(self.device)
 
     def _paint(self, indices):  # canvas -> its patches, kept where there is room
@@ -87,16 +89,13 @@ def digit_shares(data: Patched, indices) -> torch.Tensor:  # (B, N) float32, on 
 
 def make_data(run: dict, train: bool, device="cpu") -> Patched:
     "The training or test canvases of a run; `device` is where their patches are painted."
-    digits, n = (
-        load_digits(run["digits"], train, run["n_digits"] if train else 0),
-        run["n_train"] if train else run["n_test"],
-    )
+    digits = load_digits(run["digits"], train, run["n_digits"] if train else 0)
+    n = run["n_train"] if train else run["n_test"]
     noise = {name: run[name] for name in ("n_noise", "noise_size", "noise_thickness", "noise_kind", "stroke")}
     canvases = MegapixelMNIST(digits, n, run["canvas"], run["digit_size"], seed=run["seed"], train=train, **noise)
     paint_on = "cpu" if run["determinism"] == "deterministic" else device  # painting on a GPU adds in any order
-    return Patched(
-        canvases, run["patch_size"], run["stride"], device, paint_on, tell_wanted=run["selector"] == "oracle"
-    )
+    oracle = run["selector"] == "oracle"
+    return Patched(canvases, run["patch_size"], run["stride"], device, paint_on, tell_wanted=oracle)
 
 
 def make_net(run: dict, device) -> IPSNet:
@@ -105,20 +104,11 @@ def make_net(run: dict, device) -> IPSNet:
     mask = STKIM(run["mask_p"], run["mask_k"]) if run["mask_p"] else None
     shuffle = None if run["shuffle"] == "none" else run["shuffle"]
     encoder = make_encoder(run["backbone"], run["pretrained"], run["frozen"], 1, run["patch_size"])
-    return IPSNet(
-        encoder,
-        TASKS,
-        run["M"],
-        run["I"],
-        run["n_patches"],
-        shuffle=shuffle,
-        mask=mask,
-        engine=run["engine"],
-        precision=resolved_precision(run["precision"], device),
-        selector=run["selector"],
-    ).to(device)
+    how = {"shuffle": shuffle, "mask": mask, "engine": run["engine"], "selector": run["selector"]}
+    how["precision"] = resolved_precision(run["precision"], device)
+    return IPSNet(encoder, TASKS, run["M"], run["I"], run["n_patches"], **how).to(device)
 
-
+# %% ../../nbs/digits/training.ipynb #53a15ba2
 class Canvases(NamedTuple):
     "The data of a run."
 
@@ -143,7 +133,7 @@ DATA = (
     "stride",
     "selector",
     "determinism",
-)  # what decides about the data of a run
+)  # the parameters that the data of a run depends on
 
 
 def load(run: dict, device) -> Canvases:
@@ -162,21 +152,14 @@ def make_trainer(run: dict, device, on_step=None) -> Trainer:
 
 # %% ../../nbs/digits/training.ipynb #90e8190d
 def selected_patches(data: Patched, cells, scores, images: int = 4) -> list[dict]:
-    "The kept cells (n, M) of the first few images: a row each, in canvas pixels, best first."
-    columns = (data.canvases.shape[1] - data.patch_size) // data.stride + 1
-    return [
-        {
-            "image": i,
-            "rank": rank,
-            "x": cell % columns * data.stride,
-            "y": cell // columns * data.stride,
-            "w": data.patch_size,
-            "h": data.patch_size,
-            "score": round(score, 8),
-        }
-        for i in range(min(images, len(cells)))
-        for rank, (cell, score) in enumerate(zip(cells[i].tolist(), scores[i].tolist()))
-    ]
+    "The kept cells (n, M) of the first few images: one row each, in canvas pixels, best first."
+    p, s = data.patch_size, data.stride
+    columns, rows = (data.canvases.shape[1] - p) // s + 1, []
+    for i in range(min(images, len(cells))):
+        for rank, (cell, score) in enumerate(zip(cells[i].tolist(), scores[i].tolist())):
+            box = {"x": cell % columns * s, "y": cell // columns * s, "w": p, "h": p}
+            rows.append({"image": i, "rank": rank} | box | {"score": round(score, 8)})
+    return rows
 
 
 def finish(trainer: Trainer, run: dict, data: Canvases, folder) -> dict:  # more for the summary
@@ -196,12 +179,12 @@ def title(run: dict) -> str:
     return f"O2I {run['o2i']:g} %, n = {run['n_train']}, seed {run['seed']}"
 
 
-def each(run: dict, load) -> str:
+def each(runs: list[dict], load) -> str:
     "What all runs of a request have in common, in words."
-    return (
-        f"{run['n_epochs']} epochs, {run['n_test']} test canvases of {run['canvas']} px, digits from '{run['digits']}', "
-        f"M = {run['M']}, I = {run['I']}, patches of {run['patch_size']} px"
-    )
+    run = runs[0]
+    data = f"{run['n_test']} test canvases of {run['canvas']} px, digits from '{run['digits']}'"
+    selection = f"M = {run['M']}, I = {run['I']}, patches of {run['patch_size']} px"
+    return f"{run['n_epochs']} epochs, {data}, {selection}"
 
 # %% ../../nbs/digits/training.ipynb #16244086
 def check_digits(runs: list[dict]):
@@ -214,7 +197,9 @@ def check_digits(runs: list[dict]):
 
 
 def check_jams(runs: list[dict]):
-    "Digits so large that five may not find room by chance: try the very canvases of the runs before anything is written."
+    """`ParameterError` if the digits are so large that five of them find no room on a canvas of these runs.
+
+    Where that depends on chance, the very canvases are made, before anything is written."""
     for r in runs:
         if always_room(r["digit_size"], *canvas_shape(r["canvas"])):
             continue
@@ -225,7 +210,7 @@ def check_jams(runs: list[dict]):
 
 
 def check(runs: list[dict]):
-    "`ParameterError` for digits or weights that cannot be had, and for canvases without room, before anything is written."
+    "`ParameterError` for missing digits or weights and for canvases without room, before anything is written."
     check_digits(runs)
     check_jams(runs)
     check_encoders(runs, lambda r: make_encoder(r["backbone"], r["pretrained"], r["frozen"], 1, r["patch_size"]))

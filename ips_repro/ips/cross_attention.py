@@ -17,7 +17,7 @@ from torch import Tensor
 class Pooled(NamedTuple):
     "What cross-attention pooling makes of N patches."
 
-    tokens: Tensor  # (B, T, D) one pooled vector a task
+    tokens: Tensor  # (B, T, D) one pooled vector per task
     heads: Tensor  # (B, H, T, Dv) attention output before the heads are joined
     attn: Tensor  # (B, H, T, N) attention weights, after dropout
 
@@ -35,7 +35,7 @@ class CrossAttention(nn.Module):
     def __init__(
         self,
         D: int,  # embedding size
-        T: int,  # queries, one a task
+        T: int,  # queries, one per task
         H: int = 8,  # heads
         Dk: int = 16,  # key size of a head
         Dv: int = 16,  # value size of a head
@@ -80,7 +80,9 @@ class MLP(nn.Module):
 
 
 class Transformer(nn.Module):
-    "Cross-attention pooling and an MLP. Sizes of the testbed: H 8, Dk = Dv = 16, D_inner 512; traffic signs: 64, 64, 2048."
+    """Cross-attention pooling and an MLP.
+
+    The defaults are the testbed's sizes; traffic signs use Dk = Dv = 64 and D_inner = 2048."""
 
     def __init__(
         self, D: int, T: int, H: int = 8, Dk: int = 16, Dv: int = 16, D_inner: int = 512, dropout: float = 0.1

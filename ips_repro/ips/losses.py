@@ -41,7 +41,7 @@ class TaskLoss:
 
 # %% ../../nbs/ips/losses.ipynb #da1a8ff2
 def head_similarity(
-    x: Tensor,  # (B, H, ...) one tensor a head
+    x: Tensor,  # (B, H, ...) one tensor per head
 ) -> Tensor:  # scalar in [-1, 1]
     "Mean cosine similarity between every pair of heads, each flattened, averaged over the batch."
     v = F.normalize(x.flatten(2), dim=-1)  # (B, H, -1)
@@ -50,7 +50,7 @@ def head_similarity(
 
 
 class DiversityLoss:
-    "Weight W on the similarity of the heads' outputs (`of='output'`, published) or attention (`of='attention'`, ACMIL)."
+    "Similarity of the heads' outputs (`of='output'`, published) or attention (`of='attention'`, ACMIL), weighted by W."
 
     name = "diversity"
 
@@ -87,8 +87,9 @@ def weighted_terms(
 
 
 def check_finite(terms: list, values: Tensor) -> None:
-    "`FloatingPointError` that names the terms if their sum is not finite. Looking at the values makes a GPU wait, so not after every step."
+    """Raises a `FloatingPointError` that names the terms if their sum is not finite.
+
+    Reading the values makes a GPU wait, so this is not called after every step."""
     if not values.sum().isfinite():
-        raise FloatingPointError(
-            "the loss is not finite: " + ", ".join(f"{t.name} = {v:g}" for t, v in zip(terms, values.tolist()))
-        )
+        numbers = ", ".join(f"{t.name} = {v:g}" for t, v in zip(terms, values.tolist()))
+        raise FloatingPointError(f"the loss is not finite: {numbers}")

@@ -14,7 +14,9 @@ from .patches import upload
 
 # %% ../../nbs/ips/masking.ipynb #a187499a
 class STKIM(nn.Module):
-    "Stochastic top-K instance masking (ACMIL, arXiv 2311.07125): each of the K highest scores is set to zero with probability p. Active in training only, like dropout."
+    """Stochastic top-K instance masking (ACMIL, arXiv 2311.07125).
+
+    Each of the K highest scores is set to zero with probability p; active in training only, like dropout."""
 
     def __init__(
         self,
@@ -30,8 +32,8 @@ class STKIM(nn.Module):
 
     def draws(
         self,
-        B: int,
-        sizes: list,  # images; how many patches are scored, for each scoring
+        B: int,  # images
+        sizes: list,  # how many patches are scored, for each scoring
         generator: torch.Generator = None,  # on the CPU, so that the draws are the same on every device
         device="cpu",  # where they are needed
     ) -> list[Tensor]:  # (B, min(K, n)) in [0, 1) for each scoring, in the order in which they are drawn

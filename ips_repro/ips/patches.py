@@ -96,39 +96,35 @@ def cut(
         values.append(windows(image, p, s)[inked])  # (u, p, p)
         index.append(np.where(inked, inked.cumsum().reshape(inked.shape) + n - 1, 0).ravel())
         n += len(values[-1])
-    return PatchBatch(
-        torch.from_numpy(np.concatenate(values)[:, None]), torch.from_numpy(np.stack(index).astype(np.int64))
-    )
+    cells = torch.from_numpy(np.stack(index).astype(np.int64))
+    return PatchBatch(torch.from_numpy(np.concatenate(values)[:, None]), cells)
 
 # %% ../../nbs/ips/patches.ipynb #014b0b38
 def _pixels(corners, boxes, rank, p, s, rows, cols):
-    "Where every pixel of every box falls: (cell of the batch, pixel of the patch, rank and value), three flat tensors for each patch that can share a pixel."
+    """Where every pixel of every box falls, for each patch that can share a pixel.
+
+    Yields three flat tensors: cell of the batch, pixel of the patch, rank and value."""
     (B, K), (h, w), dev = corners.shape[:2], boxes.shape[-2:], corners.device
-    y, x = (
-        corners[..., :1] + torch.arange(h, device=dev),
-        corners[..., 1:] + torch.arange(w, device=dev),
-    )  # (B, K, h), (B, K, w)
+    y = corners[..., :1] + torch.arange(h, device=dev)  # (B, K, h)
+    x = corners[..., 1:] + torch.arange(w, device=dev)  # (B, K, w)
     value = boxes.int() + ((rank + torch.arange(K, device=dev)).int() << 8)[:, None, None]  # (B, K, h, w)
     image = torch.arange(B, device=dev)[:, None, None] * rows * cols
     for a, b in product(range(-(-p // s)), repeat=2):
         i, j = y // s - a, x // s - b  # grid row, grid column
-        inside = ((i >= 0) & (i < rows) & (y - i * s < p))[..., None] & ((j >= 0) & (j < cols) & (x - j * s < p))[
-            ..., None, :
-        ]
-        cell, pixel = (
-            (image + i * cols)[..., None] + j[..., None, :],
-            ((y - i * s) * p)[..., None] + (x - j * s)[..., None, :],
-        )
+        in_row, in_column = (i >= 0) & (i < rows) & (y - i * s < p), (j >= 0) & (j < cols) & (x - j * s < p)
+        inside = in_row[..., None] & in_column[..., None, :]
+        cell = (image + i * cols)[..., None] + j[..., None, :]
+        pixel = ((y - i * s) * p)[..., None] + (x - j * s)[..., None, :]
         yield (t[inside] if p != s else t.flatten() for t in (cell, pixel, value))
 
 
 def paint(
-    layers: list,  # [(corners (B, K, 2) int64 rows and columns, boxes (B, K, h, w) uint8), ...]; later ones cover earlier ones
+    layers: list,  # [(corners (B, K, 2) int64 rows and columns, boxes (B, K, h, w) uint8), ...]
     shape: tuple,  # (H, W) of the canvas that is never made
     patch_size: int,
     stride: int | None = None,
 ) -> PatchBatch:  # equal to `cut` of the painted canvases, on the device of `layers`
-    "Paint boxes straight into patches. All boxes must lie on the canvas."
+    "Paint boxes straight into patches; later ones cover earlier ones. All boxes must lie on the canvas."
     p, s, dev = patch_size, patch_size if stride is None else stride, layers[0][0].device
     (rows, cols), B, rank, parts = grid_shape(*shape, p, s), len(layers[0][0]), 0, []
     for corners, boxes in layers:

@@ -16,7 +16,7 @@ import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..base.core import scale_dir
-from ..ips.engine import numerics
+from ..ips.device import numerics
 from ..line_drawing import InformativeDrawing
 from ..line_vit import SelectiveMagnoViT
 from .settings import EXPERIMENTS, LINE_GUIDED, VIT, line_gmacs
@@ -27,11 +27,11 @@ from ..train.session import device_name
 # %% ../../nbs/lines/cost.ipynb #9a5d4350
 def _counted(net, *inputs):  # -> operations by module, and elements that went through layer norms
     elements = []
-    hooks = [
-        m.register_forward_hook(lambda m, a, out: elements.append(out.numel()))
-        for m in net.modules()
-        if isinstance(m, nn.LayerNorm)
-    ]
+
+    def count(module, args, out):
+        elements.append(out.numel())
+
+    hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.LayerNorm)]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(*inputs)
     for h in hooks:
@@ -52,12 +52,15 @@ def vit_counts(
 
 
 def vit_setting(run: dict) -> dict:
-    "What `vit_counts` and `SelectiveMagnoViT` must know of a run's ViT."
+    "The arguments of `vit_counts` that describe a run's ViT."
     return {"size": run["image_size"]} | {k: run[k] for k in VIT}
 
 
-def vit_gmacs(keep: float, **setting) -> dict:  # {"published", "complete"}: 10^9 multiply-accumulates an image
-    "What a ViT costs that keeps a share of its patches. `published`: linear, convolution and layer norms (5 an element, as fvcore has it); `complete`: all products, those of attention included."
+def vit_gmacs(keep: float, **setting) -> dict:  # {"published", "complete"}: 10^9 multiply-accumulates per image
+    """What a ViT costs that keeps a share of its patches.
+
+    `published`: linear, convolution and layer norms (5 per element, as in fvcore); `complete`: all products,
+    including those of attention."""
     counts, normed = vit_counts(keep, **setting)
     ops = {str(op): n / 2e9 for op, n in counts["Global"].items()}
     attention = sum(n for op, n in ops.items() if "bmm" in op)
@@ -71,6 +74,23 @@ def drawing_gmacs(side: int = 64, n_blocks: int = 3) -> float:  # 10^9 multiply-
     return sum(counts["Global"].values()) / 2e9
 
 # %% ../../nbs/lines/cost.ipynb #a906edf8
+def _timed(nets, inputs, device, rounds):  # milliseconds of each network in every round
+    def once(net):
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        net(*inputs)
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        return (time.perf_counter() - start) * 1000
+
+    with torch.no_grad(), numerics("float32"):
+        for net in nets:
+            once(net)
+            once(net)
+        return list(zip(*([once(net) for net in nets] for _ in range(rounds))))
+
+
 def time_keeps(
     keeps: list[float],  # shares of patches to compare
     batch: int,  # images at once
@@ -80,74 +100,42 @@ def time_keeps(
     seed: int = 0,
     **setting,  # of SelectiveMagnoViT
 ) -> list[dict]:  # keep, batch, ms (median), ms_low and ms_high (quartiles), images_per_s
-    "Latency (batch 1) or throughput of the ViT alone: pictures and drawings lie ready on the device."
+    "Latency (batch 1) or throughput of the ViT alone: pictures and drawings are already on the device."
     torch.manual_seed(seed)
     nets = [SelectiveMagnoViT(k, color_img_size=size, **setting).eval().to(device) for k in keeps]
-    color, lines = (
-        torch.randn(batch, 3, size, size, device=device),
-        torch.rand(batch, 1, *nets[0].ld_img_size, device=device),
-    )
-    wait = (lambda: torch.cuda.synchronize(device)) if device.startswith("cuda") else lambda: None
-
-    def once(net):
-        wait()
-        start = time.perf_counter()
-        net(color, lines)
-        wait()
-        return (time.perf_counter() - start) * 1000
-
-    with torch.no_grad(), numerics("float32"):
-        for net in nets:
-            once(net)
-            once(net)
-        times = list(zip(*([once(net) for net in nets] for _ in range(rounds))))
-
-    def row(keep, ms):
+    color = torch.randn(batch, 3, size, size, device=device)
+    lines = torch.rand(batch, 1, *nets[0].ld_img_size, device=device)
+    rows = []
+    for keep, ms in zip(keeps, _timed(nets, (color, lines), device, rounds)):
         low, mid, high = statistics.quantiles(ms, n=4)
-        return {
-            "keep": keep,
-            "batch": batch,
-            "ms": mid,
-            "ms_low": low,
-            "ms_high": high,
-            "images_per_s": 1000 * batch / mid,
-        }
-
-    return [row(k, ms) for k, ms in zip(keeps, times)]
+        row = {"keep": keep, "batch": batch, "ms": mid, "ms_low": low, "ms_high": high}
+        rows.append(row | {"images_per_s": 1000 * batch / mid})
+    return rows
 
 # %% ../../nbs/lines/cost.ipynb #4a0f9277
 KEEPS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 LARGE = dict(size=224, model="vit_large_patch16_224")
 
 
-def measure_costs(
-    scale: str, device: str, redo: bool = False, keeps: list = KEEPS
-) -> tuple[Path, dict]:  # folder, summary
-    "Costs of the ViT of a scale: `gmacs` (per model and share) and `drawing_gmacs`, counted; `latency` (batch 1) and `throughput` (batch 64), measured."
+def measure_costs(scale: str, device: str, redo: bool = False, keeps: list = KEEPS) -> tuple[Path, dict]:
+    """The folder and the summary of what the ViT of a scale costs.
+
+    `gmacs` (per model and share) and `drawing_gmacs` are counted; `latency` (batch 1) and `throughput` (batch 64)
+    are measured."""
     first = {s: experiment_runs(EXPERIMENTS[LINE_GUIDED], {}, s)[0] for s in (scale, "paper")}
     setting, ld_size = vit_setting(first[scale]), first[scale]["ld_size"]
     batch, rounds = (2, 2) if scale == "smoke" else (64, 9)
     folder = scale_dir("results", scale) / LINE_GUIDED / "cost" / re.sub(r"\W+", "_", device_name(device)).strip("_")
+    models = {"this scale's ViT": setting, "ViT-Tiny, 256 px": vit_setting(first["paper"]), "ViT-Large, 224 px": LARGE}
 
     def measure():
-        models = {
-            "this scale's ViT": setting,
-            "ViT-Tiny, 256 px": vit_setting(first["paper"]),
-            "ViT-Large, 224 px": LARGE,
+        return {
+            "gmacs": [{"model": name, "keep": k} | vit_gmacs(k, **s) for name, s in models.items() for k in keeps],
+            "drawing_gmacs": {str(n): drawing_gmacs(n) for n in (64, 256)},
+            "latency": time_keeps(keeps, 1, device, 3 * rounds, ld_img_size=ld_size, **setting),
+            "throughput": time_keeps(keeps, batch, device, rounds, ld_img_size=ld_size, **setting),
         }
-        gmacs = [{"model": name, "keep": k} | vit_gmacs(k, **s) for name, s in models.items() for k in keeps]
-        timed = {
-            what: time_keeps(keeps, n, device, r, ld_img_size=ld_size, **setting)
-            for what, n, r in (("latency", 1, 3 * rounds), ("throughput", batch, rounds))
-        }
-        return {"gmacs": gmacs, "drawing_gmacs": {str(n): drawing_gmacs(n) for n in (64, 256)}} | timed
 
-    return folder, measured(
-        folder,
-        setting | {"ld_size": ld_size, "keeps": keeps, "batch": batch, "rounds": rounds},
-        ("lines/score", "line_vit", "lines/cost"),
-        scale,
-        device,
-        redo,
-        measure,
-    )
+    parameters = setting | {"ld_size": ld_size, "keeps": keeps, "batch": batch, "rounds": rounds}
+    code = ("lines/score", "line_vit", "lines/cost")
+    return folder, measured(folder, parameters, code, scale, device, redo, measure)

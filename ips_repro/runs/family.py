@@ -15,7 +15,7 @@ from ..base.params import ParameterError
 
 # %% ../../nbs/runs/family.ipynb #997cb6ae
 class Like(NamedTuple):
-    "Values that match a pattern; `wrong` is said of others."
+    "Values that match a pattern; `wrong` is the message for others."
 
     pattern: str
     wrong: str
@@ -55,6 +55,7 @@ RANGES = {  # the same -> lowest and highest value that makes sense
     "slots": (1, 10**4),
 }
 
+# %% ../../nbs/runs/family.ipynb #734b1958
 RECIPE = "published"  # how networks are trained today; whatever alters a run's numbers gives this another name
 
 
@@ -64,25 +65,19 @@ class Family(NamedTuple):
     name: str  # of its package, below `ips_repro`
     defaults: dict  # every parameter, at its published value; None: taken from the scale
     presets: dict  # scale -> parameter -> value, or list of values
-    complete: Callable  # (run, names that were asked for) -> run, with what follows from others; `ParameterError` if it is impossible
+    complete: Callable  # (run, names asked for) -> run with what follows from others; `ParameterError` if impossible
     folder: Callable  # (run, what is special about it) -> the name of its folder
     choices: dict = {}  # parameter -> its values, or what they are `Like`
     ranges: dict = {}  # parameter -> lowest and highest value
     axes: tuple = ("seed",)  # parameters that are a question, not a setting
     published: dict = {}  # what to ask for to have the papers' own data
     in_paper: Callable = lambda run: {}  # what the paper of a run had that cannot be asked for here
-    derived: tuple = ()  # parameters that say what was found in the data; nobody asks for them
-    unimportant: tuple = (
-        "eval_every",
-        "precision",
-        "determinism",
-        "engine",
-    )  # how a run is computed and observed, not what is learnt
+    derived: tuple = ()  # parameters that record what was found in the data; they are never asked for
+    # how a run is computed and observed, not what is learnt
+    unimportant: tuple = ("eval_every", "precision", "determinism", "engine")
     cost: Callable = lambda run: {"cpu_minutes": None, "gib": None}  # expected, on two CPU cores
-    fixed: dict = {}  # scale -> what every run of that scale carries besides: with which file the scale was fixed
-    prepare: Callable = lambda values: (
-        values
-    )  # request -> the same with paths made absolute; `ParameterError` for one that is not there
+    fixed: dict = {}  # scale -> further parameters of every run of that scale: the file that fixed the scale
+    prepare: Callable = lambda values: values  # request -> the same with absolute paths; `ParameterError` if missing
     substitutes: Callable = lambda scale, asked: {}  # what to ask for instead where the data of a scale cannot be had
     turn: Callable = lambda experiment, run: 2  # 0, 1 or 2: a plan does runs with a lower number first
 
@@ -103,7 +98,7 @@ def check_values(
     choices: dict,
     ranges: dict,
 ) -> None:
-    "`ParameterError` for a value outside its range or its list of choices."
+    "Raises `ParameterError` for a value outside its range or its list of choices."
     for name, given in values.items():
         for v in given if isinstance(given, list) else [given]:
             if v is None:
@@ -113,7 +108,7 @@ def check_values(
                     raise ParameterError(f"{name}: {v!r} {like.wrong}")
             elif name in choices and v not in choices[name]:
                 raise ParameterError(f"{name}: {v!r} is none of {', '.join(choices[name])}")
-            if name in ranges and not ranges[name][0] <= v <= ranges[name][1]:
+            if name in ranges and isinstance(v, (int, float)) and not ranges[name][0] <= v <= ranges[name][1]:
                 raise ParameterError(f"{name}: {v:g} is not between {ranges[name][0]:g} and {ranges[name][1]:g}")
 
 # %% ../../nbs/runs/family.ipynb #0ad120c9
@@ -125,9 +120,8 @@ def complete_run(family: Family, point: dict, scale: str) -> dict:
     "One run: the defaults, then the scale's values, then what was asked for, then what follows."
     asked = {k: v for k, v in point.items() if v is not None}
     preset = {k: v[0] if isinstance(v, list) else v for k, v in family.presets[scale].items()}
-    return (
-        family.complete(family.defaults | preset | asked, set(asked)) | {"scale": scale} | family.fixed.get(scale, {})
-    )
+    run = family.complete(family.defaults | preset | asked, set(asked))
+    return run | {"scale": scale} | family.fixed.get(scale, {})
 
 
 def resolve(
@@ -136,16 +130,13 @@ def resolve(
     scale: str,  # not "auto"
     blocks: list = ({},),  # grids to join; what is in `values` replaces what is in a block
 ) -> list[dict]:  # one complete run each, no two alike
-    "All runs that `values` asks for. `ParameterError` names what is impossible, before anything is made."
+    "All runs that `values` asks for. A `ParameterError` names what is impossible, before anything is computed."
     if scale not in SCALES:
         raise ParameterError(f"scale: {scale!r} is none of {', '.join(SCALES)}")
     check_values(values, family.choices, family.ranges)
     asked = {k: v for k, v in values.items() if k in family.defaults and v is not None}
     several = {k: v for k, v in family.presets[scale].items() if isinstance(v, list)}
     grids = [{k: listed(v) for k, v in (several | block | asked).items()} for block in blocks]
-    runs = [
-        complete_run(family, dict(zip(grid, point)), scale)
-        for grid in grids
-        for point in itertools.product(*grid.values())
-    ]
+    points = [dict(zip(grid, point)) for grid in grids for point in itertools.product(*grid.values())]
+    runs = [complete_run(family, point, scale) for point in points]
     return [r for i, r in enumerate(runs) if r not in runs[:i]]

@@ -15,14 +15,15 @@ def titled(fig, title: str, text: str):  # the figure
     "Put a title and a small text above a figure."
     lines = textwrap.wrap(text, int(fig.get_figwidth() * 15))
     fig.text(0.01, 1 + 5 / 72 / fig.get_figheight(), "\n".join(lines), fontsize=8, color="0.35", va="bottom")
-    fig.text(
-        0.01, 1 + (len(lines) * 11 + 9) / 72 / fig.get_figheight(), title, fontsize=12, fontweight="bold", va="bottom"
-    )
+    top = 1 + (len(lines) * 11 + 9) / 72 / fig.get_figheight()
+    fig.text(0.01, top, title, fontsize=12, fontweight="bold", va="bottom")
     return fig
 
 
 def save_figure(fig, name: str, scale: str = "paper"):  # -> [png, pdf]
-    "Save `figures/<name>.png` and `.pdf`, without dates, so that the same data gives the same bytes. Smoke figures go to `figures/smoke`."
+    """Save `figures/<name>.png` and `.pdf`, without dates, so that the same data gives the same bytes.
+
+    Smoke figures go to `figures/smoke`."""
     folder = scale_dir("figures", "smoke" if scale == "smoke" else "paper")
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]

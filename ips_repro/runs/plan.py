@@ -10,56 +10,59 @@ import hashlib
 import json
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 from statistics import median
 
-from ..base.core import out_root, read_json
+from ..base.core import SCALES, out_root, read_json
 from ..base.params import ParameterError
-from .folder import SUPERSEDED, parameters_hash, state, why_not_done
 from .registry import experiment, experiments
 from .reuse import twin, vacant
 from .run import Run, experiment_runs, parameter_words
 from .speed import recall
+from .status import SUPERSEDED, parameters_hash, state, why_not_done
 
 # %% ../../nbs/runs/plan.ipynb #804e21a0
 def make_plan(
     names: list = (),  # of experiments; default: all
     scale: str = "paper",
-    substitutes: bool = False,  # plan with other data where those of the scale cannot be had?
+    substitutes: bool = False,  # plan with other data where those of the scale are missing?
 ) -> list[dict]:  # id, notebook, given, folder, parameters, scale, cpu_minutes, gib
-    "A line for every run of the experiments; those that matter most to their family first. `ParameterError` for an unknown one."
+    """One line per run of the experiments; those that matter most to their family first.
+
+    Raises `ParameterError` for an unknown experiment."""
+    if scale not in SCALES:
+        raise ParameterError(f"scale: {scale!r} is none of {', '.join(SCALES)}")
     lines, measured = [], {}
     asked_for = {name: experiment(name) for name in names or experiments()}
     others = {e.family.name: e.family.substitutes(scale, {}) if substitutes else {} for e in asked_for.values()}
-    for name, e in asked_for.items():
-        notebook = f"nbs/{e.notebook}.ipynb"
+    for e in asked_for.values():
         for run in experiment_runs(e, others[e.family.name], scale):
-            asked = (
-                {"scale": scale} | ({"digits": run["digits"]} if "digits" in run else {}) | run.asked
-            )  # by name: nobody decides again
-            lines.append(
-                {
-                    "id": line_id(notebook, e.asks | run),
-                    "notebook": notebook,
-                    "experiment": name,
-                    "given": asked,
-                    "folder": str(run.folder.relative_to(out_root())),
-                    "parameters": dict(run),
-                    "scale": scale,
-                }
-                | e.family.cost(run)
-            )
+            lines.append(_line(run))
             if minutes := recall(run):
                 measured[lines[-1]["id"]] = minutes
     lines.sort(key=lambda line: experiment(line["experiment"]).family.turn(line["experiment"], line["parameters"]))
     return _timed(lines, measured)
 
 
-def _timed(
-    lines, measured
-):  # with the minutes that were measured here; the estimates of the others are scaled as those turned out
-    ratios = [measured[l["id"]] / l["cpu_minutes"] for l in lines if measured.get(l["id"]) and l["cpu_minutes"]]
-    factor = median(ratios) if ratios else 1.0
+def _line(run):
+    e, scale, digits = run.experiment, run["scale"], {k: run[k] for k in ("digits",) if k in run}
+    notebook = f"nbs/{e.notebook}.ipynb"
+    return {
+        "id": line_id(notebook, e.asks | run),
+        "notebook": notebook,
+        "experiment": e.name,
+        "given": {"scale": scale} | digits | run.asked,  # scale and digits by name, so that they are not chosen again
+        "folder": str(run.folder.relative_to(out_root())),
+        "parameters": dict(run),
+        "scale": scale,
+    } | e.family.cost(run)
+
+
+def _timed(lines, measured):
+    "The lines with the minutes that were measured here; estimates of the others are scaled by the measured ones."
+    timed = [l for l in lines if measured.get(l["id"]) and l["cpu_minutes"]]
+    factor = median(measured[l["id"]] / l["cpu_minutes"] for l in timed) if timed else 1.0
     for l in lines:
         formula = l["cpu_minutes"] and l["cpu_minutes"] * factor
         minutes = measured.get(l["id"], formula)
@@ -73,7 +76,7 @@ def line_id(notebook: str, parameters: dict) -> str:  # 12 hex digits
 
 # %% ../../nbs/runs/plan.ipynb #e38eb61d
 def read_plan(path: str | Path) -> list[dict]:
-    "The lines of a JSON file as `ips-repro plan --json` writes it. `ParameterError` names the file and what is wrong."
+    "The lines of a file written by `ips-repro plan --json`. A `ParameterError` names the file and what is wrong."
     try:
         lines = read_json(path)
     except (OSError, ValueError) as e:
@@ -94,6 +97,8 @@ NEEDS = {"id": str, "notebook": str, "given": dict, "folder": str, "parameters":
 def _check_line(line, path):
     if not isinstance(line, dict) or any(not isinstance(line.get(n), kind) for n, kind in NEEDS.items()):
         raise ParameterError(f"plan: {path} is not a list of lines with {', '.join(NEEDS)}")
+    if not isinstance(line.get("experiment", ""), str):
+        raise ParameterError(f"plan: {path}: the experiment {line['experiment']!r} of {line['id']} is not a name")
     if not re.fullmatch(r"\w{1,64}", line["id"]):
         raise ParameterError(f"plan: {path}: the id {line['id']!r} is not of letters and digits")
     if any(not isinstance(line.get(n, 0), (int, float, type(None))) for n in ("cpu_minutes", "gib")):
@@ -101,7 +106,8 @@ def _check_line(line, path):
     folder, results = (out_root() / line["folder"]).resolve(), (out_root() / "results").resolve()
     if not folder.is_relative_to(results) or len(folder.relative_to(results).parts) < 3:
         raise ParameterError(
-            f"plan: {path}: the folder {line['folder']!r} is not one of a run below {results}, such as results/Noise_Size/results_x/seed_0: it lies outside"
+            f"plan: {path}: the folder {line['folder']!r} is not one of a run below {results}, "
+            "such as results/Noise_Size/results_x/seed_0: it lies outside"
         )
 
 
@@ -111,7 +117,7 @@ def words(line: dict) -> list[str]:
 
 
 def shell(line: dict) -> str:
-    "The same as a command to paste."
+    "The same as a command line."
     return shlex.join(["ips-repro", *words(line)])
 
 # %% ../../nbs/runs/plan.ipynb #96011560
@@ -119,9 +125,10 @@ def action(line: dict) -> tuple[str, str]:  # ("reuse" | "copy" | "resume" | "ru
     "What a sweep does with a line. A run that failed is not tried again unless asked for."
     folder = out_root() / line["folder"]
     e = experiments().get(line.get("experiment"))
-    if e and vacant(run := Run(e, line["parameters"])) and (same := twin(run)):
+    run = Run(e, e.family.defaults | line["parameters"]) if e else None
+    if run and vacant(run) and (same := twin(run)):
         return "copy", f"the same run is done in {same.relative_to(out_root())}"
-    why = why_not_done(folder, line["parameters"], e.family.defaults if e else {})
+    why = why_not_done(folder, run or line["parameters"], e.family.defaults if e else {})
     if why is None:
         return "reuse", "done with the same parameters"
     if why.startswith(SUPERSEDED):
@@ -144,7 +151,7 @@ def actions(lines: list[dict]) -> list[tuple[str, str]]:
         if key in first and (act == ("run", "not there") or act[1].startswith(SUPERSEDED)):
             act = "copy", f"the same run as {first[key]}"
         elif act[0] != "copy":
-            first.setdefault(key, line["id"])  # being done, to be done, or failed: not to be done beside it
+            first.setdefault(key, line["id"])  # being done, to be done, or failed: the same run is not done twice
         acts.append(act)
     return acts
 
@@ -156,31 +163,32 @@ def _error(folder):
         return "?"
 
 
-def _basis(lines):  # what the minutes rest on
+def _basis(lines):  # where the minutes come from
     n = sum(l.get("measured", False) for l in lines)
     if n == len(lines):
         return "* from batches that were timed on this machine, with nothing beside it; no GPU has been measured"
     if n:
-        return f"* from batches that were timed on this machine for {n} of the runs; the others estimated, scaled by those; no GPU has been measured"
-    return "* estimated from the parameters: none of these kinds of run was timed on this machine yet; no GPU has been measured"
+        basis = (
+            f"* from batches that were timed on this machine for {n} of the runs; the others estimated, scaled by those"
+        )
+    else:
+        basis = "* estimated from the parameters: none of these kinds of run was timed on this machine yet"
+    return f"{basis}; no GPU has been measured"
+
+
+def _number(value, width):
+    return f"{value:>{width}.1f}" if value is not None else "?".rjust(width)
 
 
 def table(lines: list[dict]) -> str:
     "The plan with what would happen to each line, and totals."
     acts = actions(lines)
-    number = lambda v, width: f"{v:>{width}.1f}" if v is not None else "?".rjust(width)
-    rows = [
-        f"{l['id']}  {a:7}  {number(l.get('cpu_minutes'), 9)}  {number(l.get('gib'), 5)}  {l['folder']}  ({why})"
-        for l, (a, why) in zip(lines, acts)
-    ]
-    left = [l for l, (a, _) in zip(lines, acts) if a in ("run", "resume")]
+    rows = ["id            action   cpu min*    GiB*  folder"]
+    for l, (act, why) in zip(lines, acts):
+        cost = f"{_number(l.get('cpu_minutes'), 9)}  {_number(l.get('gib'), 5)}"
+        rows.append(f"{l['id']}  {act:7}  {cost}  {l['folder']}  ({why})")
+    left = [l for l, (act, _) in zip(lines, acts) if act in ("run", "resume")]
     hours = sum(l.get("cpu_minutes") or 0 for l in left) / 60
-    counts = ", ".join(f"{sum(a == k for a, _ in acts)} {k}" for k in dict.fromkeys(a for a, _ in acts))
-    return "\n".join(
-        [
-            "id            action   cpu min*    GiB*  folder",
-            *rows,
-            f"{len(lines)} runs: {counts}; left: {hours:.1f} h* on two CPU cores",
-            _basis(lines),
-        ]
-    )
+    counts = ", ".join(f"{n} {act}" for act, n in Counter(act for act, _ in acts).items())
+    rows.append(f"{len(lines)} runs: {counts}; left: {hours:.1f} h* on two CPU cores")
+    return "\n".join([*rows, _basis(lines)])

@@ -24,17 +24,21 @@ FAMILIES = {  # package -> its module that lists `EXPERIMENTS`
 
 @cache
 def experiments() -> dict[str, Experiment]:  # name of the folder under results/ -> experiment
-    "All experiments of all families."
+    "All experiments of all families, whose settings are imported now. `ValueError` for two of the same name."
     found = {}
     for package, listing in FAMILIES.items():
-        found |= import_module(f"ips_repro.{package}.{listing}").EXPERIMENTS
+        for e in import_module(f"ips_repro.{package}.{listing}").EXPERIMENTS.values():
+            if e.name in found:
+                raise ValueError(f"{e.name} is an experiment of {found[e.name].family.name} and of {package}")
+            found[e.name] = e
     return found
 
 
 def experiment(name: str) -> Experiment:
-    "The experiment of this name. `ParameterError` lists those there are."
+    "The experiment of this name. For an unknown one, a `ParameterError` lists those there are (in the same folder)."
     if name not in experiments():
-        raise ParameterError(f"experiment: {name!r} is none of {', '.join(experiments())}")
+        alike = [known for known in experiments() if known.rpartition("/")[0] == name.rpartition("/")[0]]
+        raise ParameterError(f"experiment: {name!r} is none of {', '.join(alike or experiments())}")
     return experiments()[name]
 
 

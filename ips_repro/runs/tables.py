@@ -14,18 +14,15 @@ import pandas as pd
 
 from ..base.core import scale_dir
 from .family import RECIPE, Experiment
-from .folder import altered_output, read_manifest, state
 from .registry import experiments
 from .run import recorded_run
+from .status import altered_output, read_manifest, state
 
 # %% ../../nbs/runs/tables.ipynb #89cdc25c
 def finished_folders(experiment: str, scale: str) -> list[Path]:
     "Folders of the finished runs of an experiment at one scale, in order."
-    return [
-        p.parent
-        for p in sorted((scale_dir("results", scale) / experiment).glob("results_*/seed_*/status.json"))
-        if state(p.parent) == "ok"
-    ]
+    found = sorted((scale_dir("results", scale) / experiment).glob("results_*/seed_*/status.json"))
+    return [p.parent for p in found if state(p.parent) == "ok"]
 
 
 def finished_runs(
@@ -35,7 +32,8 @@ def finished_runs(
 ) -> pd.DataFrame:  # with the columns `precision_used` and `counted_as` beside those of `row`
     """A row for every finished run of an experiment, in the order of its folders.
 
-    Left out are runs of an earlier recipe and, of runs that differ only in how they were computed, all but the first. `ValueError` names a damaged one."""
+    Runs of an earlier recipe are left out and, of runs that differ only in how they were computed, all but the first.
+    A `ValueError` names a damaged run."""
     rows, seen = [], set()
     for folder in (f for scale in scales for f in finished_folders(experiment.name, scale)):
         try:
@@ -48,9 +46,8 @@ def finished_runs(
             rows.append(row(run, folder) | {"precision_used": used, "counted_as": run.counted_as})
             seen.add(run.counted_as)
         except (KeyError, TypeError, AttributeError, ValueError) as e:
-            raise ValueError(
-                f"{folder} is not a run as it was written ({type(e).__name__}: {e}); remove it, or make it again"
-            ) from e
+            why = f"{type(e).__name__}: {e}"
+            raise ValueError(f"{folder} is not a run as it was written ({why}); remove it, or make it again") from e
     return pd.DataFrame(rows)
 
 
@@ -71,11 +68,12 @@ def plain_runs(
 
 # %% ../../nbs/runs/tables.ipynb #e074dfe4
 def published_runs(experiment: str) -> pd.DataFrame:
-    "The published runs of an experiment that report accuracies; an experiment of ours that was not published has none. `ValueError` names the published ones."
+    """The published runs of an experiment that report accuracies; none for one of ours that was not published.
+
+    For an unknown experiment a `ValueError` names the published ones."""
     table = pd.read_csv(files("ips_repro") / "data" / "published_runs.csv")
     known = {*table.experiment, *experiments()}
     if experiment not in known:
-        raise ValueError(
-            f"experiment: {experiment!r} was not published; there are {', '.join(sorted(set(table.experiment)))}"
-        )
+        published = ", ".join(sorted(set(table.experiment)))
+        raise ValueError(f"experiment: {experiment!r} was not published; there are {published}")
     return table[(table.experiment == experiment) & (table.n_epochs_logged > 0)].reset_index(drop=True)

@@ -16,9 +16,9 @@ from matplotlib.patches import Rectangle
 
 from ..base.core import read_csv, read_json
 from ..base.images import read_sheet
-from ..runs.folder import read_manifest
 from ..runs.pictures import titled
 from ..runs.run import Run, reduction_text
+from ..runs.status import read_manifest
 from ..runs.tables import plain_runs
 from .settings import EXPERIMENTS
 
@@ -39,13 +39,13 @@ def row(run: Run, folder: str | Path) -> dict:  # of a finished run
 
 def read_slide_runs(
     experiment: str = "Camelyon16", scales: tuple = ("paper", "quick"), data: str | None = None
-) -> pd.DataFrame:  # a row a run: parameters, auc, accuracy, n, ...
-    "Every finished plain run (on this data, or on any), of the first of these scales that has any."
+) -> pd.DataFrame:  # one row per run: parameters, auc, accuracy, n, ...
+    "Every finished plain run, on this data if given, of the first of these scales that has any."
     return plain_runs(EXPERIMENTS[experiment], scales, row, lambda table: (table.data == data) | (data is None))
 
 
 def slide_table(runs: list[Run]) -> pd.DataFrame:  # as of `read_slide_runs`
-    "Exactly these runs, which are finished, whatever was set otherwise in them."
+    "Exactly these finished runs, also those with changed parameters."
     return pd.DataFrame([row(r, r.folder) for r in runs])
 
 
@@ -64,7 +64,12 @@ def top_tiles(folder: str | Path, n: int = 5) -> pd.DataFrame:  # slide, label, 
 # %% ../../nbs/slides/results.ipynb #b75d3a82
 def slide_note(runs: pd.DataFrame) -> str:
     "Scale, slides, and what differs from the published setting, in a line."
-    return f"{runs.scale.iloc[0]} scale on {'slides made here' if runs.data.iloc[0] == 'made' else Path(runs.data.iloc[0]).name}: {runs.train_slides.iloc[0]} slides to train on, {runs.n.iloc[0]} to test. A dot is a run. Differs from the paper in: {'; '.join(reduction_text(list(runs.reduced))) or 'nothing'}."
+    data = "slides made here" if runs.data.iloc[0] == "made" else Path(runs.data.iloc[0]).name
+    reduced = "; ".join(reduction_text(list(runs.reduced))) or "nothing"
+    return (
+        f"{runs.scale.iloc[0]} scale on {data}: {runs.train_slides.iloc[0]} slides to train on, "
+        f"{runs.n.iloc[0]} to test. A dot is a run. Differs from the paper in: {reduced}."
+    )
 
 
 def auc_by_memory(runs: pd.DataFrame):  # matplotlib figure
@@ -89,65 +94,49 @@ def auc_by_memory(runs: pd.DataFrame):  # matplotlib figure
     return titled(fig, "Tumour or not, from a few tiles of each slide", slide_note(runs))
 
 # %% ../../nbs/slides/results.ipynb #74bbc9d2
+def _show_tiles(ax, thumbnail, scale, tiles):  # `scale`: pixels of the thumbnail for one at level 0
+    ax.imshow(thumbnail)
+    for t in tiles.itertuples():
+        at, side = (t.x * scale - 0.5, t.y * scale - 0.5), t.side * scale
+        colour = plt.cm.viridis(t.score / tiles.score.max())
+        ax.add_patch(Rectangle(at, side, side, facecolor=colour, edgecolor="k", linewidth=0.4))
+    ax.set_axis_off()
+
+
 def slide_maps(folder: str | Path, slides: int = 4):  # matplotlib figure
-    "The most attended tiles of a few test slides on their thumbnails, coloured by attention; None if the features had none."
+    """The most attended tiles of a few test slides on their thumbnails, coloured by attention.
+
+    None if the features have no thumbnails."""
     folder, shown = Path(folder), read_json(Path(folder) / "summary.json")["shown"][:slides]
     if not shown:
         return None
-    run, kept, rows = (
-        read_manifest(folder)["parameters"],
-        pd.DataFrame(read_csv(folder / "selected_patches.csv")),
-        {r["slide"]: r for r in read_csv(folder / "predictions.csv")},
-    )
+    run, kept = read_manifest(folder)["parameters"], pd.DataFrame(read_csv(folder / "selected_patches.csv"))
+    rows = {r["slide"]: r for r in read_csv(folder / "predictions.csv")}
     sheet = read_sheet(folder / "shown.jpg", shown)
     fig, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown) + 0.8, 3.6), layout="constrained", squeeze=False)
     for ax, s in zip(axes[0], shown):
-        r, k, tiles = (
-            rows[s["image"]],
-            s["scale"],
-            kept[kept.slide == s["image"]].drop(columns="slide").apply(pd.to_numeric),
-        )
-        ax.imshow(sheet[s["image"]])
-        for t in tiles.itertuples():
-            ax.add_patch(
-                Rectangle(
-                    (t.x * k - 0.5, t.y * k - 0.5),
-                    t.side * k,
-                    t.side * k,
-                    facecolor=plt.cm.viridis(t.score / tiles.score.max()),
-                    edgecolor="k",
-                    linewidth=0.4,
-                )
-            )
-        ax.set_title(
-            f"{r['slide']}: {'tumour' if r['label'] == '1' else 'none'}, said {float(r['p_tumour']):.2f}", fontsize=9
-        )
-        ax.set_axis_off()
+        r, tiles = rows[s["image"]], kept[kept.slide == s["image"]].drop(columns="slide").apply(pd.to_numeric)
+        _show_tiles(ax, sheet[s["image"]], s["scale"], tiles)
+        truth = "tumour" if r["label"] == "1" else "none"
+        ax.set_title(f"{r['slide']}: {truth}, said {float(r['p_tumour']):.2f}", fontsize=9)
     fig.colorbar(plt.cm.ScalarMappable(cmap="viridis"), ax=axes, label="attention, the largest being 1", shrink=0.8)
-    return titled(
-        fig,
-        "Where it looked",
-        f"{run['scale']} scale, M = {run['M']}, seed {run['seed']}: the {kept['rank'].astype(int).max() + 1} most attended tiles of test slides.",
-    )
+    n = kept["rank"].astype(int).max() + 1
+    text = f"{run['scale']} scale, M = {run['M']}, seed {run['seed']}: the {n} most attended tiles of test slides."
+    return titled(fig, "Where it looked", text)
 
-
+# %% ../../nbs/slides/results.ipynb #3418a97f
 def slide_figures(experiment: str, runs: pd.DataFrame) -> dict:  # name of the file -> figure
-    "The figures of runs on the same data. The name says on which, and whether something was set otherwise than the experiment has it."
-    name = (
-        experiment
-        + ("" if runs.data[0] == "made" else f"_{Path(runs.data[0]).stem}")
-        + "_changed" * int(runs.variant.map(len).any())
-    )
+    "The figures of runs on the same data. The file name contains the data, and `changed` if a parameter was changed."
+    data = "" if runs.data[0] == "made" else f"_{Path(runs.data[0]).stem}"
+    name = experiment + data + "_changed" * int(runs.variant.map(len).any())
     best = runs.sort_values(["auc", "M", "seed"], ascending=[False, False, True]).iloc[0]
     figures = {name: auc_by_memory(runs), f"{name}_maps": slide_maps(best.folder)}
     return {n: fig for n, fig in figures.items() if fig}
 
 
 def draw(experiment: str, scale: str = "paper") -> dict:  # name of the file -> figure
-    "The figures that `ips-repro draw` draws, on whatever data; of nothing, none."
-    runs = read_slide_runs(experiment, ("smoke",) if scale == "smoke" else ("paper", "quick"))
-    return {
-        n: fig
-        for _, some in (runs.groupby("data") if len(runs) else ())
-        for n, fig in slide_figures(experiment, some.reset_index(drop=True)).items()
-    }
+    "The figures that `ips-repro draw` makes, on whatever data; {} if there is nothing to draw."
+    runs, figures = read_slide_runs(experiment, ("smoke",) if scale == "smoke" else ("paper", "quick")), {}
+    for _, some in runs.groupby("data") if len(runs) else ():
+        figures |= slide_figures(experiment, some.reset_index(drop=True))
+    return figures

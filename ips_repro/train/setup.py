@@ -7,7 +7,7 @@ __all__ = ['TRAINER_PARAMETERS', 'check_encoders', 'check_device', 'loss_terms',
 
 # %% ../../nbs/train/setup.ipynb #e4b36eed
 from ..base.params import ParameterError
-from ..ips.engine import cap_memory
+from ..ips.device import cap_memory
 from ..ips.losses import DiversityLoss, SemanticLoss, TaskLoss
 from .trainer import Trainer
 
@@ -16,7 +16,7 @@ def check_encoders(
     runs: list[dict],
     make,  # run -> its encoder
 ) -> None:
-    "Make every encoder once. `ParameterError` for a name or weights that cannot be had, before anything is written."
+    "Make every encoder once. A name or weights that do not exist raise `ParameterError` before anything is written."
     alike = ("backbone", "pretrained", "frozen", "patch_size")
     different = {tuple(r[name] for name in alike): r for r in runs}
     for run in different.values():
@@ -55,12 +55,11 @@ TRAINER_PARAMETERS = ("n_epochs", "seed", "batch_size", "lr", "weight_decay", "w
 
 def trainer_of(
     run: dict,
-    net,
-    train,
-    test,  # the network on its device, and both datasets
+    net,  # on its device
+    train,  # dataset
+    test,  # dataset
     on_step=None,  # called after each batch with (images done, images in the epoch)
 ) -> Trainer:
     "The trainer of a run, ready to train."
-    return Trainer(
-        net, train, test, terms=loss_terms(run), on_step=on_step, **{name: run[name] for name in TRAINER_PARAMETERS}
-    )
+    parameters = {name: run[name] for name in TRAINER_PARAMETERS}
+    return Trainer(net, train, test, terms=loss_terms(run), on_step=on_step, **parameters)

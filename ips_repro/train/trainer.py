@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..base.core import child_seed, generator
-from ..ips.engine import numerics
+from ..ips.device import numerics
 from ..ips.losses import TaskLoss, check_finite, weighted_terms
 from ..ips.patches import upload
 from .checkpoint import rng_state, set_rng_state
@@ -27,7 +27,9 @@ def learning_rate(
     total: int,  # steps of the whole training
     lr: float,  # peak
 ) -> float:
-    "The learning rate of a step, counted from one as published: lr/warmup at the first, lr at the end of the warm-up, lr/1000 at the last."
+    """The learning rate of a step, counted from one as published.
+
+    lr/warmup at the first step, lr at the end of the warm-up, lr/1000 at the last step."""
     if step < warmup:
         return lr * step / warmup
     end = lr / 1000
@@ -40,15 +42,16 @@ def score(
     labels: dict,  # name -> (n,) or (n, classes) array
 ) -> dict:  # name -> number of images answered right
     "Right answers per task."
-    guess = lambda kind, p: (p > 0.5).astype(int) if kind == "sigmoid" else p.argmax(1)
-    right = lambda t, kind: (
-        (guess(kind, probs[t]) == labels[t]).reshape(len(labels[t]), -1).all(1)
-    )  # of many labels, all
+
+    def right(t, kind):
+        guess = (probs[t] > 0.5).astype(int) if kind == "sigmoid" else probs[t].argmax(1)
+        return (guess == labels[t]).reshape(len(labels[t]), -1).all(1)  # of many labels, all
+
     return {t: int(right(t, kind).sum()) for t, (kind, _) in tasks.items()}
 
 # %% ../../nbs/train/trainer.ipynb #61a587ba
 def peak_memory_mib(device) -> float:
-    "Highest memory so far, MiB: of the GPU's allocator on CUDA since its last reset, else of this process since it began."
+    "Highest memory so far, MiB: of CUDA's allocator since its last reset, else of this process since it began."
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     import resource
@@ -57,64 +60,72 @@ def peak_memory_mib(device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 # %% ../../nbs/train/trainer.ipynb #4369376c
-CHECK_EVERY = 20  # steps between two looks at the loss: a look makes a GPU wait
+CHECK_EVERY = 20  # steps between two checks of the loss: a check makes a GPU wait
 
 
+class _Losses:
+    "The terms summed over a pass; values that are not finite raise an error, at the latest at the end."
+
+    def __init__(self, terms, device):
+        self.terms, self.steps, self.seen = terms, 0, None
+        self.sums = torch.zeros(len(terms), dtype=torch.float64 if device.type != "mps" else torch.float32).to(device)
+
+    def add(self, values, images):
+        self.sums += values * images
+        # the first values that are not finite stay
+        self.seen = values if self.seen is None else torch.where(self.seen.isfinite().all(), values, self.seen)
+        if self.steps % CHECK_EVERY == 0:
+            check_finite(self.terms, self.seen)
+        self.steps += 1
+
+    def mean(self, n):
+        check_finite(self.terms, self.seen)
+        return self.sums.sum().item() / n
+
+
+def _batches(net, data, order, batch_size):  # yields (indices of images, task -> labels on the network's device)
+    answers = {t: upload(torch.as_tensor(data.labels[t]), net.device) for t in net.tasks}
+    places = upload(order, net.device)
+    for idx, here in zip(order.split(batch_size), places.split(batch_size)):
+        yield idx.tolist(), {t: answer[here] for t, answer in answers.items()}
+
+# %% ../../nbs/train/trainer.ipynb #f4199ab3
 def pass_over(
-    net,
-    data,  # IPSNet; a dataset
+    net,  # IPSNet
+    data,  # a dataset
     terms: list,  # losses and regularisers
     batch_size: int,
     generator,  # for order, shuffling and masking
     step=None,  # called with (loss, number of the step) to learn; None to evaluate
     on_step=None,  # called with (images done, images in all)
 ) -> dict:  # loss (mean over images), right (task -> count), n
-    "One pass over `data`: in random order with `step`, else in order, in eval mode and without gradient. `FloatingPointError` if the loss is not finite."
-    learn, n, losses, probs = (
-        step is not None,
-        len(data),
-        torch.zeros(len(terms), dtype=torch.float64 if net.device.type != "mps" else torch.float32),
-        {t: [] for t in net.tasks},
-    )
-    order, losses = torch.randperm(n, generator=generator) if learn else torch.arange(n), losses.to(net.device)
-    answers, places = (
-        {t: upload(torch.as_tensor(data.labels[t]), net.device) for t in net.tasks},
-        upload(order, net.device),
-    )
+    """One pass over `data`: in random order with `step`, else in order, in eval mode and without gradient.
+
+    Raises `FloatingPointError` if the loss is not finite."""
+    learn, n, losses, probs = step is not None, len(data), _Losses(terms, net.device), {t: [] for t in net.tasks}
+    order = torch.randperm(n, generator=generator) if learn else torch.arange(n)
     resting = nullcontext if learn else getattr(net, "weights_rest", nullcontext)
     net.train(learn)
     with torch.set_grad_enabled(learn), numerics(net.precision), resting():
-        for i, (idx, here) in enumerate(zip(order.split(batch_size), places.split(batch_size))):
-            labels = {t: answer[here] for t, answer in answers.items()}
-            out = net(data.batch(idx.tolist()), generator)
+        for i, (images, labels) in enumerate(_batches(net, data, order, batch_size)):
+            out = net(data.batch(images), generator)
             values = weighted_terms(terms, net, out, labels)
             if learn:
                 step(values.sum(), i)
-            losses += values.detach() * len(idx)
-            if i == 0:
-                seen = values.detach()
-            else:
-                seen = torch.where(seen.isfinite().all(), values.detach(), seen)  # the first that is not finite stays
-            if i % CHECK_EVERY == 0:
-                check_finite(terms, seen)
+            losses.add(values.detach(), len(images))
             for t in net.tasks:
                 probs[t].append(out.probs[t].detach())
             if on_step:
                 on_step(min((i + 1) * batch_size, n), n)
-    check_finite(terms, seen)
-    right = score(
-        net.tasks,
-        {t: torch.cat(p).cpu().numpy() for t, p in probs.items()},
-        {t: data.labels[t][order.numpy()] for t in net.tasks},
-    )
-    return {"loss": losses.sum().item() / n, "right": right, "n": n}
+    loss, labels = losses.mean(n), {t: data.labels[t][order.numpy()] for t in net.tasks}
+    right = score(net.tasks, {t: torch.cat(p).cpu().numpy() for t, p in probs.items()}, labels)
+    return {"loss": loss, "right": right, "n": n}
 
-
+# %% ../../nbs/train/trainer.ipynb #eadc7585
 def adamw(net, lr: float, weight_decay: float) -> torch.optim.AdamW:
     "The published optimiser; on a GPU with one launch instead of one for each weight."
-    return torch.optim.AdamW(
-        net.parameters(), lr=lr, weight_decay=weight_decay, fused=net.device.type == "cuda" or None
-    )
+    fused = net.device.type == "cuda" or None
+    return torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay, fused=fused)
 
 
 def tested(epoch: int, n_epochs: int, eval_every: int) -> bool:  # epoch: 1 for the first
@@ -123,13 +134,13 @@ def tested(epoch: int, n_epochs: int, eval_every: int) -> bool:  # epoch: 1 for 
 
 # %% ../../nbs/train/trainer.ipynb #71fc17b9
 class Trainer:
-    "Trains an IPS network; `epochs()` yields one row of numbers an epoch."
+    "Trains an IPS network; `epochs()` yields one row of numbers per epoch."
 
     def __init__(
         self,
         net,  # IPSNet, already on its device
-        train,
-        test,  # datasets
+        train,  # dataset
+        test,  # dataset
         n_epochs: int,
         seed: int = 0,
         batch_size: int = 16,
@@ -140,28 +151,15 @@ class Trainer:
         terms: list = (TaskLoss(),),  # losses and regularisers
         on_step=None,  # called with (images done, images in the epoch)
     ):
-        self.net, self.train, self.test, self.n_epochs, self.seed, self.batch_size = (
-            net,
-            train,
-            test,
-            n_epochs,
-            seed,
-            batch_size,
-        )
-        self.lr, self.warmup_epochs, self.eval_every, self.terms, self.on_step = (
-            lr,
-            warmup_epochs,
-            eval_every,
-            terms,
-            on_step,
-        )
+        self.net, self.train, self.test, self.n_epochs, self.seed = net, train, test, n_epochs, seed
+        self.batch_size, self.lr, self.warmup_epochs, self.eval_every = batch_size, lr, warmup_epochs, eval_every
+        self.terms, self.on_step = terms, on_step
         self.opt, self.epoch = adamw(net, lr, weight_decay), 0  # `epoch` counts finished ones
 
     def _step(self, loss, i):
         per_epoch = math.ceil(len(self.train) / self.batch_size)
-        rate = learning_rate(
-            self.epoch * per_epoch + i + 1, int(self.warmup_epochs * per_epoch), self.n_epochs * per_epoch, self.lr
-        )
+        step, warmup = self.epoch * per_epoch + i + 1, int(self.warmup_epochs * per_epoch)
+        rate = learning_rate(step, warmup, self.n_epochs * per_epoch, self.lr)
         for group in self.opt.param_groups:
             group["lr"] = rate
         self.opt.zero_grad(set_to_none=True)
@@ -172,15 +170,8 @@ class Trainer:
         return tested(epoch, self.n_epochs, self.eval_every)
 
     def learn(self):
-        return pass_over(
-            self.net,
-            self.train,
-            self.terms,
-            self.batch_size,
-            generator(self.seed, "train", self.epoch),
-            self._step,
-            self.on_step,
-        )
+        draws = generator(self.seed, "train", self.epoch)
+        return pass_over(self.net, self.train, self.terms, self.batch_size, draws, self._step, self.on_step)
 
     def evaluate(self):
         return pass_over(self.net, self.test, self.terms, self.batch_size, generator(self.seed, "test"))
