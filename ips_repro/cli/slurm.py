@@ -73,11 +73,14 @@ def _executor(options, slots):
         executor = SlurmExecutor(out_root() / JOBS, max_num_timeout=REQUEUES)
     except RuntimeError as e:
         raise ParameterError(f"slurm: {e}") from None
-    known = executor._valid_parameters()
-    own = {"job_name": "ips_repro", "time": 240, "array_parallelism": slots}
-    own |= {k: v for k, v in options.items() if k in known}
-    other = {k.replace("_", "-"): v for k, v in options.items() if k not in known}
-    executor.update_parameters(**own, additional_parameters={"requeue": True} | other)
+    executor.update_parameters(job_name="ips_repro", time=240, array_parallelism=slots)
+    other = {"requeue": True}
+    for name, value in options.items():
+        try:
+            executor.update_parameters(**{name: value})
+        except ValueError:  # submitit does not know it, so it goes to sbatch as it is
+            other[name.replace("_", "-")] = value
+    executor.update_parameters(additional_parameters=other)
     return executor
 
 
