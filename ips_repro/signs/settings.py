@@ -14,94 +14,38 @@ from pathlib import Path
 from ..base.grids import grid_shape
 from ..base.params import ParameterError
 from ..runs import family
-from ..runs.family import RECIPE, Experiment, Family
+from ..runs.family import RECIPE, Experiment, Family, by_scale
 
 # %% ../../nbs/signs/settings.ipynb #6feab554
+# fmt: off
 DEFAULTS = dict(  # every parameter of a run, at its published value; None: taken from the scale
-    data="scenes",
-    o2i=0.2,
-    data_fraction=1.0,
-    protocol="full",
-    data_version=None,
-    seed=0,
-    height=None,
-    width=None,
-    patch_size=None,
-    stride=None,
-    n_train=None,
-    n_test=None,
-    n_epochs=None,
-    warmup_epochs=None,
-    eval_every=None,
-    batch_size=None,
-    lr=None,
-    M=None,
-    I=32,
-    weight_decay=0.1,
-    shuffle="batch",
-    backbone=None,
-    pretrained=None,
-    frozen=False,
-    augment=True,
-    mask_p=0.0,
-    mask_k=10,
-    w_diversity=0.0,
-    diversity_of="output",
-    w_semantic=0.0,
-    engine="fast",
-    precision="auto",
-    determinism="fast",
-    recipe=RECIPE,
+    data="scenes", o2i=0.2, data_fraction=1.0, protocol="full", data_version=None, seed=0, height=None,
+    width=None, patch_size=None, stride=None, n_train=None, n_test=None, n_epochs=None, warmup_epochs=None,
+    eval_every=None, batch_size=None, lr=None, M=None, I=32, weight_decay=0.1, shuffle="batch", backbone=None,
+    pretrained=None, frozen=False, augment=True, mask_p=0.0, mask_k=10, w_diversity=0.0, diversity_of="output",
+    w_semantic=0.0, engine="fast", precision="auto", determinism="fast", recipe=RECIPE,
 )
+# fmt: on
 
 # %% ../../nbs/signs/settings.ipynb #977b62c3
-PRESETS = {  # n_train and n_test: scenes that are made; of other pictures all are used
-    "paper": dict(
-        height=1200,
-        width=1600,
-        patch_size=100,
-        n_train=747,
-        n_test=684,
-        n_epochs=150,
-        warmup_epochs=10.0,
-        eval_every=5,
-        batch_size=16,
-        lr=3e-4,
-        M=10,
-        backbone="resnet18",
-        pretrained=True,
-    ),
-    "quick": dict(
-        height=480,
-        width=640,
-        patch_size=40,
-        n_train=160,
-        n_test=40,
-        n_epochs=8,
-        warmup_epochs=2.0,
-        eval_every=1,
-        batch_size=8,
-        lr=3e-4,
-        M=10,
-        backbone="tf_efficientnet_lite0",
-        pretrained=True,
-    ),
-    "smoke": dict(
-        height=120,
-        width=160,
-        patch_size=40,
-        n_train=8,
-        n_test=4,
-        n_epochs=1,
-        warmup_epochs=0.2,
-        eval_every=1,
-        batch_size=4,
-        lr=3e-4,
-        M=4,
-        backbone="resnet18",
-        pretrained=False,
-    ),
-}
+PRESETS = by_scale(  # n_train and n_test: scenes that are made; of other pictures all are used
+    ("paper", "quick", "smoke"),
+    {
+        "height": (1200, 480, 120),
+        "width": (1600, 640, 160),
+        "patch_size": (100, 40, 40),
+        "n_train": (747, 160, 8),
+        "n_test": (684, 40, 4),
+        "n_epochs": (150, 8, 1),
+        "warmup_epochs": (10.0, 2.0, 0.2),
+        "eval_every": (5, 1, 1),
+        "batch_size": (16, 8, 4),
+        "lr": (3e-4, 3e-4, 3e-4),
+        "M": (10, 10, 4),
+        "backbone": ("resnet18", "tf_efficientnet_lite0", "resnet18"),
+        "pretrained": (True, True, False),
+    },
+)
 
 CHOICES = family.CHOICES | {"protocol": ("full", "published")}  # published: the test set is cut to the same fraction
 RANGES = family.RANGES | {"data_fraction": (1e-3, 1), "height": (16, 10**5), "width": (16, 10**5)}

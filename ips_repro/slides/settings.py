@@ -12,73 +12,33 @@ from pathlib import Path
 
 from ..base.params import ParameterError
 from ..runs import family
-from ..runs.family import RECIPE, Experiment, Family
+from ..runs.family import RECIPE, Experiment, Family, by_scale
 
 # %% ../../nbs/slides/settings.ipynb #49f5ab50
+# fmt: off
 DEFAULTS = dict(  # every parameter of a run, at its published value; None: taken from the scale
-    data="made",
-    data_version=None,
-    seed=0,
-    side=None,
-    n_train=None,
-    n_test=None,
-    tumour_share=0.1,
-    encoder=None,
-    pretrained=True,
-    n_epochs=None,
-    warmup_epochs=None,
-    eval_every=1,
-    batch_size=None,
-    lr=3e-4,
-    M=None,
-    I=None,
-    D=512,
-    weight_decay=0.1,
-    mask_p=0.0,
-    mask_k=10,
-    w_diversity=0.0,
-    w_semantic=0.0,
-    precision="auto",
-    determinism="fast",
-    recipe=RECIPE,
+    data="made", data_version=None, seed=0, side=None, n_train=None, n_test=None, tumour_share=0.1,
+    encoder=None, pretrained=True, n_epochs=None, warmup_epochs=None, eval_every=1, batch_size=None, lr=3e-4,
+    M=None, I=None, D=512, weight_decay=0.1, mask_p=0.0, mask_k=10, w_diversity=0.0, w_semantic=0.0,
+    precision="auto", determinism="fast", recipe=RECIPE,
 )
+# fmt: on
 
 # %% ../../nbs/slides/settings.ipynb #2adebfd9
-PRESETS = {  # side, n_train, n_test, encoder: of generated slides
-    "paper": dict(
-        side=20_480,
-        n_train=270,
-        n_test=130,
-        encoder="resnet50",
-        n_epochs=50,
-        warmup_epochs=10.0,
-        batch_size=16,
-        M=5000,
-        I=5000,
-    ),
-    "quick": dict(
-        side=4096,
-        n_train=10,
-        n_test=10,
-        encoder="tf_efficientnet_lite0",
-        n_epochs=30,
-        warmup_epochs=3.0,
-        batch_size=5,
-        M=16,
-        I=16,
-    ),
-    "smoke": dict(
-        side=1024,
-        n_train=4,
-        n_test=4,
-        encoder="tf_efficientnet_lite0",
-        n_epochs=2,
-        warmup_epochs=0.2,
-        batch_size=2,
-        M=4,
-        I=4,
-    ),
-}
+PRESETS = by_scale(  # side, n_train, n_test, encoder: of generated slides
+    ("paper", "quick", "smoke"),
+    {
+        "side": (20_480, 4096, 1024),
+        "n_train": (270, 10, 4),
+        "n_test": (130, 10, 4),
+        "encoder": ("resnet50", "tf_efficientnet_lite0", "tf_efficientnet_lite0"),
+        "n_epochs": (50, 30, 2),
+        "warmup_epochs": (10.0, 3.0, 0.2),
+        "batch_size": (16, 5, 2),
+        "M": (5000, 16, 4),
+        "I": (5000, 16, 4),
+    },
+)
 
 RANGES = family.RANGES | {"side": (512, 10**6), "tumour_share": (1e-3, 1), "D": (8, 10**5)}
 MADE = ("side", "n_train", "n_test", "tumour_share", "encoder", "pretrained")  # what only generated slides have
