@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import read_csv, write_atomic
+from .core import write_atomic
+from .tables import read_table
 
 # %% ../../nbs/base/images.ipynb #ea91ae26
 def open_image(
@@ -99,10 +100,7 @@ def list_images(source: str | Path) -> list[Path]:
     if source.is_dir():
         found = sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
     elif source.suffix.lower() == ".csv" and source.is_file():
-        rows = read_csv(source)
-        if rows and "path" not in rows[0]:
-            raise ValueError(f"{source}: no column 'path', but {', '.join(map(str, rows[0]))}")
-        found = [source.parent / r["path"] for r in rows if r["path"]]
+        found = [source.parent / row["path"] for _, row in read_table(source, ("path",)) if row["path"]]
     elif source.suffix.lower() in SUFFIXES:
         found = [source]
     else:

@@ -17,7 +17,7 @@ SEPARATORS = ",;\t"
 def read_table(
     path: str | Path,
     required: tuple = (),  # names of columns
-) -> list[dict]:  # column -> text
+) -> list[tuple[int, dict]]:  # (line in the file, column -> text)
     """The rows of a table with a header, separated by commas, semicolons or tabs; empty rows are left out.
 
     `ValueError` names the file and what is wrong with it; `OSError` if the file cannot be opened."""
@@ -28,22 +28,23 @@ def read_table(
     lines = text.splitlines()
     header = lines[0] if lines else ""
     separator = max(SEPARATORS, key=header.count)
+    reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True, strict=True)
     try:
-        rows = list(csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True, strict=True))
+        rows = [(reader.line_num, row) for row in reader]
     except csv.Error as e:
         raise ValueError(f"{path} is not readable as a table: {e}") from None
-    names = [name.strip() for name in rows[0]] if rows else []
+    names = [name.strip() for name in rows[0][1]] if rows else []
     for name in required:
         if name not in names:
             raise ValueError(f"{path}: no column {name!r}, but {', '.join(names) or 'no header'}")
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"{path}: two columns are called {sorted(twice)[0]!r}")
-    filled = [row for row in rows[1:] if any(value.strip() for value in row)]
-    return [_named(path, names, row) for row in filled]
+    filled = [(line, row) for line, row in rows[1:] if any(value.strip() for value in row)]
+    return [(line, _named(f"{path}, line {line}", names, row)) for line, row in filled]
 
 
-def _named(path, names, row):
+def _named(where, names, row):
     if len(row) > len(names) and any(value.strip() for value in row[len(names) :]):
-        raise ValueError(f"{path}: a row has {len(row)} values, and there are {len(names)} columns: {row}")
+        raise ValueError(f"{where}: a row has {len(row)} values, and there are {len(names)} columns: {row}")
     values = [value.strip() for value in row] + [""] * (len(names) - len(row))
     return dict(zip(names, values))

@@ -19,7 +19,7 @@ import timm
 import torch
 from filelock import FileLock, Timeout
 
-from ..base.core import read_csv
+from ..base.tables import read_table
 from ..ips.encoders import backbone_of, normalisation, tried
 from .tiles import SUFFIXES, grid_of, open_slide, overview, read_tiles, tissue_tiles
 
@@ -29,9 +29,9 @@ LABELS = {"0": 0, "1": 1, "normal": 0, "tumor": 1, "tumour": 1}
 
 def _listed(table):  # {slide: (label, part)} of a labels.csv
     found = {}
-    for line, r in enumerate(read_csv(table), 2):
-        slide, given, part = r.get("slide"), r.get("label"), r.get("part") or "train"
-        label = LABELS.get((given or "").strip().lower())
+    for line, r in read_table(table, ("slide", "label")):
+        slide, given, part = r["slide"], r["label"], r.get("part") or "train"
+        label = LABELS.get(given.lower())
         if not slide or label is None:
             labels = ", ".join(LABELS)
             raise ValueError(f"{table}, line {line}: slide {slide!r}, label {given!r}; labels are {labels}")
