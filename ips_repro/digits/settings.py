@@ -13,7 +13,7 @@ from .cost import cost
 from .quick_scale import quick_scale, quick_scale_sha256, turn
 from .sizes import PUBLISHED_O2I, check_room, digit_size_for, exact_o2i, label_size
 from ..runs import family
-from ..runs.family import RECIPE, Family, by_scale
+from ..runs.family import RECIPE, Family, by_scale, warmup_that_fits
 from ..runs.run import differences
 
 # %% ../../nbs/digits/settings.ipynb #2ae2afe0
@@ -92,8 +92,7 @@ def _derive(run, asked):
     H, W = canvas_shape(run["canvas"])
     d = digit_size_for(run["o2i"], H, W)
     run |= {"digit_size": d, "o2i": canonical_o2i(d, H, W), "o2i_exact": round(exact_o2i(d, H, W), 6)}
-    if "warmup_epochs" not in asked:
-        run["warmup_epochs"] = min(run["warmup_epochs"], run["n_epochs"] / 5)
+    run["warmup_epochs"] = warmup_that_fits(run, asked)
     if run["n_noise"] is None:
         run["n_noise"] = PUBLISHED_NOISE.get(run["o2i"], 800)
     run |= {"noise_size": run["noise_size"] or d, "stride": run["stride"] or run["patch_size"]}
@@ -116,8 +115,6 @@ def _check_together(run):
     if run["selector"] != "ips" and (run["mask_p"] or run["engine"] != "fast"):
         why = "so there is nothing to mask and nothing for engine='reference' to do"
         raise ParameterError(f"selector: {run['selector']!r} does not look at attention, {why}")
-    if run["warmup_epochs"] > run["n_epochs"]:
-        raise ParameterError(f"warmup_epochs: {run['warmup_epochs']:g} is more than n_epochs = {run['n_epochs']}")
 
 
 def _complete(run, asked):

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..base.core import sha256
 from ..base.params import ParameterError
 from ..runs import family
-from ..runs.family import RECIPE, Experiment, Family, by_scale
+from ..runs.family import RECIPE, Experiment, Family, by_scale, warmup_that_fits
 
 # %% ../../nbs/lines/settings.ipynb #ce6edfa7
 LINE_GUIDED = "Line_Guided_ViT"  # the folder under results/
@@ -80,8 +80,7 @@ def _complete(run, asked):
 
 
 def _default(run, asked):
-    if "warmup_epochs" not in asked:
-        run["warmup_epochs"] = min(run["warmup_epochs"], run["n_epochs"] / 5)
+    run["warmup_epochs"] = warmup_that_fits(run, asked)
     if run["data"] != "shapes":
         run |= {k: None for k in ("n_train", "n_val") if k not in asked}
     if run["strategy"] == "none" or run["keep"] == 1:
@@ -97,8 +96,6 @@ def _check(run):
         raise ParameterError(f"ld_size: {run['ld_size']} px cannot be divided into {side}x{side} patches")
     if run["embed_dim"] % run["num_heads"]:
         raise ParameterError(f"embed_dim: {run['embed_dim']} cannot be divided among {run['num_heads']} heads")
-    if run["warmup_epochs"] > run["n_epochs"]:
-        raise ParameterError(f"warmup_epochs: {run['warmup_epochs']:g} is more than n_epochs = {run['n_epochs']}")
     theirs = {k: PRESETS["paper"][k] for k in VIT}
     if run["pretrained"] and theirs != {k: run[k] for k in VIT}:
         shape = ", ".join(f"{k} {v}" for k, v in theirs.items())

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..base.grids import grid_shape
 from ..base.params import ParameterError
 from ..runs import family
-from ..runs.family import RECIPE, Experiment, Family, by_scale
+from ..runs.family import RECIPE, Experiment, Family, by_scale, warmup_that_fits
 
 # %% ../../nbs/signs/settings.ipynb #6feab554
 # fmt: off
@@ -52,8 +52,7 @@ RANGES = family.RANGES | {"data_fraction": (1e-3, 1), "height": (16, 10**5), "wi
 
 # %% ../../nbs/signs/settings.ipynb #8daca797
 def _complete(run, asked):
-    if "warmup_epochs" not in asked:
-        run["warmup_epochs"] = min(run["warmup_epochs"], run["n_epochs"] / 5)
+    run["warmup_epochs"] = warmup_that_fits(run, asked)
     if run["data"] != "scenes":
         run |= {"o2i": None, "n_train": None, "n_test": None}
     if run["data_fraction"] == 1:
@@ -65,8 +64,6 @@ def _complete(run, asked):
         rows, columns = grid_shape(run["height"], run["width"], run["patch_size"], run["stride"])
     except ValueError as e:
         raise ParameterError(str(e)) from None
-    if run["warmup_epochs"] > run["n_epochs"]:
-        raise ParameterError(f"warmup_epochs: {run['warmup_epochs']:g} is more than n_epochs = {run['n_epochs']}")
     if run["o2i"]:
         _check_size_of_sign(run)
     return run | {"n_patches": rows * columns}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..base.params import ParameterError
 from ..runs import family
-from ..runs.family import RECIPE, Experiment, Family, by_scale
+from ..runs.family import RECIPE, Experiment, Family, by_scale, warmup_that_fits
 
 # %% ../../nbs/slides/settings.ipynb #49f5ab50
 # fmt: off
@@ -45,10 +45,7 @@ MADE = ("side", "n_train", "n_test", "tumour_share", "encoder", "pretrained")  #
 
 # %% ../../nbs/slides/settings.ipynb #92d9031d
 def _complete(run, asked):
-    if "warmup_epochs" not in asked:
-        run["warmup_epochs"] = min(run["warmup_epochs"], run["n_epochs"] / 5)
-    if run["warmup_epochs"] > run["n_epochs"]:
-        raise ParameterError(f"warmup_epochs: {run['warmup_epochs']:g} is more than n_epochs = {run['n_epochs']}")
+    run["warmup_epochs"] = warmup_that_fits(run, asked)
     if not run["mask_p"]:
         run["mask_k"] = DEFAULTS["mask_k"]  # nothing is masked, whatever K
     if run["data"] != "made":
