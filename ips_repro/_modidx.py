@@ -859,7 +859,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                       'ips_repro/line_drawing.py'),
                                         'ips_repro.line_drawing.Residual.forward': ( 'lines/line_drawing.html#residual.forward',
                                                                                      'ips_repro/line_drawing.py'),
-                                        'ips_repro.line_drawing._conv': ('lines/line_drawing.html#_conv', 'ips_repro/line_drawing.py'),
                                         'ips_repro.line_drawing._drawing': ( 'lines/line_drawing.html#_drawing',
                                                                              'ips_repro/line_drawing.py'),
                                         'ips_repro.line_drawing._is_drawn': ( 'lines/line_drawing.html#_is_drawn',

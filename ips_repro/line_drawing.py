@@ -20,10 +20,6 @@ from torch import Tensor
 from .base.core import sha256, write_atomic, write_csv
 
 # %% ../nbs/lines/line_drawing.ipynb #5050d066
-def _conv(*layers):
-    return nn.Sequential(*layers)
-
-
 class Residual(nn.Module):
     "Two 3×3 convolutions beside the identity."
 
