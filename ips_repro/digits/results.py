@@ -13,7 +13,8 @@ from .curve_figures import draw_curves
 from .figures import FIGURES, named_columns
 from .panels import SOURCES, accuracy_panels, long_table, precision_note, quick_note, selection_panels
 from .settings import DEFAULTS
-from .tables import TASK_NAMES, published, published_points, read_runs, row  # noqa: F401
+from .tables import COMPARED, SETTING, TASK_NAMES, published, published_points, read_runs, row  # noqa: F401
+from ..runs.tables import shown_scales
 
 # %% ../../nbs/digits/results.ipynb #b2d6c402
 KEYS = (
@@ -159,6 +160,6 @@ def draw(experiment: str, scale: str = "paper") -> dict:  # name of the file -> 
     `ValueError` for an unknown experiment."""
     if experiment not in FIGURES:
         raise ValueError(f"experiment: {experiment!r} is none of {', '.join(FIGURES)}")
-    scales = ("smoke",) if scale == "smoke" else ("paper", "quick")
+    scales = shown_scales(scale)
     selection = {f"{experiment}_selection": draw_selection(experiment, scales)}
     return draw_accuracy(experiment, scales) | selection | draw_curves(experiment, scales)

@@ -17,14 +17,13 @@ from ..base.grids import canvas_shape
 from ..base.params import ParameterError
 from .banks import load_digits
 from .sizes import always_room
-from ..ips.device import resolved_precision, spare_bytes
+from ..ips.device import spare_bytes
 from ..ips.diagnosis import diagnose
 from ..ips.encoders import make_encoder
-from ..ips.masking import STKIM
 from ..ips.patches import PatchBatch, box_shares, join_images, split_images, upload
 from ..ips_net import IPSNet
 from ..megapixel_mnist import MegapixelMNIST
-from ..train.setup import check_encoders, trainer_of
+from ..train.setup import check_encoders, ips_settings, trainer_of
 from ..train.trainer import Trainer
 
 # %% ../../nbs/digits/training.ipynb #75751205
@@ -101,12 +100,8 @@ def make_data(run: dict, train: bool, device="cpu") -> Patched:
 def make_net(run: dict, device) -> IPSNet:
     "The untrained network of a run; the seed decides its weights."
     seed_libraries(child_seed(run["seed"], "weights"))
-    mask = STKIM(run["mask_p"], run["mask_k"]) if run["mask_p"] else None
-    shuffle = None if run["shuffle"] == "none" else run["shuffle"]
     encoder = make_encoder(run["backbone"], run["pretrained"], run["frozen"], 1, run["patch_size"])
-    how = {"shuffle": shuffle, "mask": mask, "engine": run["engine"], "selector": run["selector"]}
-    how["precision"] = resolved_precision(run["precision"], device)
-    return IPSNet(encoder, TASKS, run["M"], run["I"], run["n_patches"], **how).to(device)
+    return IPSNet(encoder, TASKS, **ips_settings(run, device)).to(device)
 
 # %% ../../nbs/digits/training.ipynb #53a15ba2
 class Canvases(NamedTuple):
@@ -141,7 +136,7 @@ def load(run: dict, device) -> Canvases:
     return Canvases(make_data(run, True, device), make_data(run, False, device))
 
 
-def network(run: dict, data: Canvases, device) -> IPSNet:
+def network(run: dict, facts: dict, device) -> IPSNet:
     "The untrained network of a run, whatever its data."
     return make_net(run, device)
 

@@ -16,9 +16,11 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from ..base.core import read_csv, read_json
-from ..line_drawing import Drawer, open_image
+from ..base.images import read_image
+from ..line_drawing import Drawer
 from .data import fit_picture
 from .settings import EXPERIMENTS, LINE_GUIDED, STRATEGIES, UNUSED
 from .tradeoff import COLOURS, NAMES, cost_figures, note, read_costs
@@ -26,23 +28,20 @@ from .training import data_root
 from ..runs.pictures import titled
 from ..runs.run import Run
 from ..runs.status import read_manifest
-from ..runs.tables import plain_runs
+from ..runs.tables import plain_runs, shown_scales
 
 # %% ../../nbs/lines/results.ipynb #823a52af
 def row(run: Run, folder: str | Path) -> dict:  # of a finished run
-    "Its parameters, top1, top5, n, ink_kept, epochs, reduced, drawn_by, variant, folder."
+    "top1, top5, n (validation pictures), ink_kept, epochs, drawn_by."
     manifest, summary = read_manifest(folder), read_json(Path(folder) / "summary.json")
     line = summary["line"]
-    return run | {
+    return {
         "top1": line["top1"]["accuracy"],
         "top5": line["top5"]["accuracy"],
         "n": line["top1"]["n"],
         "ink_kept": line["ink_kept"],
         "epochs": summary["final"]["epoch"],
-        "reduced": run.reduced,
         "drawn_by": manifest["drawn_by"],
-        "variant": run.changed,
-        "folder": str(folder),
     }
 
 
@@ -56,7 +55,7 @@ def read_line_runs(
     def chosen(table):
         return (table.data == data) & ((table.drawings == drawings) | table.strategy.isin(UNUSED))
 
-    return plain_runs(EXPERIMENTS[LINE_GUIDED], scales, row, chosen)
+    return plain_runs(EXPERIMENTS[LINE_GUIDED], scales, chosen)
 
 
 def published_line_runs() -> pd.DataFrame:  # strategy, keep, top1, top5, source
@@ -189,7 +188,7 @@ def draw_patches(runs: pd.DataFrame, keep: float, classes: int = 10):  # matplot
     fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for column, image in zip(axes.T, images):
         picture = fit_picture(root / image, int(run["image_size"]))
-        column[0].imshow(1 - drawer(open_image(root / image)), cmap="gray", vmin=0, vmax=1)
+        column[0].imshow(1 - drawer(Image.fromarray(read_image(root / image))), cmap="gray", vmin=0, vmax=1)
         column[0].set_title(image.split("/")[1], fontsize=8)
         for ax, r in zip(column[1:], chosen.itertuples()):
             draw_kept(ax, r.folder, np.asarray(picture), image)
@@ -218,7 +217,7 @@ def _figures_of_patches(runs):
 
 def draw(experiment: str = LINE_GUIDED, scale: str = "paper") -> dict:  # name of the file -> figure
     "The figures that `ips-repro draw Line_Guided_ViT` makes; {} if there is nothing to draw."
-    scales = ("smoke",) if scale == "smoke" else ("paper", "quick")
+    scales = shown_scales(scale)
     runs = read_line_runs(scales)
     measured = [runs.scale.iloc[0]] if len(runs) else scales
     costs = next((c for s in measured if (c := read_costs(s))), None)

@@ -12,10 +12,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..base.download import cache_root
+from ..base.images import open_image, read_image
 from .photographs import Signs, download_signs
 from .scenes import make_scenes, scenes_version
 
@@ -31,10 +31,7 @@ class SignPictures:
     def __init__(self, signs: Signs, size: tuple, device="cpu"):  # height, width
         self.signs, self.size, self.device, self.labels = signs, size, device, {"sign": signs.labels}
         for file in signs.files:
-            try:
-                Image.open(file).close()  # only its header is read here; the rest when it is needed
-            except OSError as e:
-                raise ValueError(f"data: {file} is not a picture that can be read ({e})") from None
+            open_image(file)  # only its header is read here; the rest when it is needed
         self.kept = {} if len(signs.files) * 3 * size[0] * size[1] < KEEP_GIB * 2**30 else None
 
     def __len__(self):
@@ -43,11 +40,7 @@ class SignPictures:
     def _one(self, i):
         if self.kept is not None and i in self.kept:
             return self.kept[i]
-        try:
-            with Image.open(self.signs.files[i]) as im:
-                img = np.asarray(im.convert("RGB"))  # as stored, unrotated, like the boxes; a truncated file is refused
-        except OSError as e:
-            raise ValueError(f"data: {self.signs.files[i]} is not a picture that can be read ({e})") from None
+        img = read_image(self.signs.files[i])
         (h, w), (H, W) = img.shape[:2], self.size
         if (h, w) != (H, W):
             img = cv2.resize(img, (W, H), interpolation=cv2.INTER_AREA if H < h else cv2.INTER_LINEAR)
@@ -64,14 +57,9 @@ class SignPictures:
         "Where the sign that counts lies, in pixels of the batch; None if the picture has none."
         if (sign := self.signs.boxes[i]) is None:
             return None
-        with Image.open(self.signs.files[i]) as im:
-            w, h = im.size
-        return (
-            sign.x_min * self.size[1] / w,
-            sign.y_min * self.size[0] / h,
-            sign.x_max * self.size[1] / w,
-            sign.y_max * self.size[0] / h,
-        )
+        image = open_image(self.signs.files[i])
+        y, x = self.size[0] / image.height, self.size[1] / image.width
+        return sign.x_min * x, sign.y_min * y, sign.x_max * x, sign.y_max * y
 
 # %% ../../nbs/signs/dataset.ipynb #d2c4850c
 def sign_root(run: dict) -> Path:

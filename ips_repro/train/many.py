@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FirstOf', 'seconds_per_image', 'estimate_seconds', 'describe', 'LatestData', 'make_trainer', 'train_run', 'train_all',
-           'run_experiment', 'scales_shown']
+           'run_experiment']
 
 # %% ../../nbs/train/many.ipynb #78a6228d
 import time
@@ -115,7 +115,8 @@ def _standing(run):  # facts in which a run differs from its copy in another exp
 def make_trainer(run: Run, data_of: LatestData, on_step=None) -> Trainer:
     "Everything a run needs, ready to train."
     data = data_of(run)
-    return trainer_of(run, data_of.work.network(run, data, data_of.device), data.train, data.test, on_step)
+    net = data_of.work.network(run, data_of.work.facts(run, data), data_of.device)
+    return trainer_of(run, net, data.train, data.test, on_step)
 
 
 def train_run(
@@ -197,8 +198,3 @@ def run_experiment(
     if left:
         raise RuntimeError(f"asked for, but not finished: {', '.join(map(str, left))}")
     return runs
-
-
-def scales_shown(runs: list[Run]) -> tuple[str, ...]:
-    "Which scales the figures of these runs show: smoke runs alone, all others together with those at paper scale."
-    return ("smoke",) if runs[0]["scale"] == "smoke" else ("paper", "quick")
