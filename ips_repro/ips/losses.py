@@ -16,19 +16,26 @@ def one_task_loss(
     kind: str,  # "softmax" or "sigmoid"
     probs: Tensor,  # (B, ..., C)
     label: Tensor,  # (B,) class, or (B, C) 0/1 for "sigmoid"
-) -> Tensor:  # scalar, mean over B and any dimensions between
+    class_weights: Tensor | None = None,  # (C,) weight of an image of this class; None: all count the same
+) -> Tensor:  # scalar, (weighted) mean over B and any dimensions between
     "Negative log-likelihood of `log(p + 1e-6)` for softmax tasks, binary cross-entropy for sigmoid tasks."
     between = probs.shape[1:-1]
     if kind == "sigmoid":
         y = label.float().view(len(label), *[1] * len(between), -1).expand_as(probs)
-        return F.binary_cross_entropy(probs, y)
+        weights = None if class_weights is None else torch.where(y > 0, class_weights, 1.0)
+        return F.binary_cross_entropy(probs, y, weights)
     y = label.view(-1, *[1] * len(between)).expand(probs.shape[:-1])
-    return F.nll_loss((probs + 1e-6).log().flatten(0, -2), y.flatten())
+    return F.nll_loss((probs + 1e-6).log().flatten(0, -2), y.flatten(), class_weights)
 
 
-def mean_task_loss(tasks: dict, probs: dict, labels: dict) -> Tensor:  # scalar
-    "Mean of the tasks' losses; `tasks` maps name to (kind, classes)."
-    return torch.stack([one_task_loss(kind, probs[t], labels[t]) for t, (kind, _) in tasks.items()]).mean()
+def mean_task_loss(tasks: dict, probs: dict, labels: dict, class_weights: dict = {}) -> Tensor:  # scalar
+    "Mean of the tasks' losses; `tasks` maps name to (kind, classes), `class_weights` name to weights if there are any."
+    losses = [one_task_loss(kind, probs[t], labels[t], class_weights.get(t)) for t, (kind, _) in tasks.items()]
+    return torch.stack(losses).mean()
+
+
+def _class_weights(net):  # task -> weights; a network that has none counts all images the same
+    return getattr(net, "class_weights", {})
 
 
 class TaskLoss:
@@ -37,7 +44,7 @@ class TaskLoss:
     name, weight = "task", 1.0
 
     def __call__(self, net, out, labels):
-        return mean_task_loss(net.tasks, out.probs, labels)
+        return mean_task_loss(net.tasks, out.probs, labels, _class_weights(net))
 
 # %% ../../nbs/ips/losses.ipynb #da1a8ff2
 def head_similarity(
@@ -73,7 +80,7 @@ class SemanticLoss:
 
     def __call__(self, net, out, labels):
         tokens = net.transf.head_tokens(out.pooled.heads)  # (B, H, T, D)
-        return mean_task_loss(net.tasks, net.classify(tokens), labels)
+        return mean_task_loss(net.tasks, net.classify(tokens), labels, _class_weights(net))
 
 
 def weighted_terms(

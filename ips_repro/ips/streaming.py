@@ -15,6 +15,7 @@ from torch import Tensor
 from .device import numerics
 from .encoders import sinusoid
 from .engine import Selection, default_chunk, evaluating, recurrence
+from .image_patches import distinct_patches
 from .patches import compact, upload
 from ..ips_net import IPSNet, Output
 
@@ -65,6 +66,10 @@ def _with_position(net, places, x, onto=None):
     return x + (code if onto is None else code @ onto.T)
 
 
+def _distinct(patches):
+    return distinct_patches(patches) if patches.dtype == torch.uint8 else compact(patches[None])
+
+
 def _ahead(net, blocks):  # M+I patches, then as many times I as are worth embedding together
     numbered = _numbered(blocks)
     first = next(numbered, None)
@@ -87,7 +92,7 @@ def select_stream(
 
     def arrivals(A):
         for places, patches in _ahead(net, blocks):  # embedded together, arriving I at a time
-            batch = compact(upload(patches[None], net.device))
+            batch = _distinct(upload(patches, net.device))
             logits = _with_position(net, places, (net.embed(batch) @ A.T)[batch.index[0]], A)  # (n, H*T)
             step, here = net.I if seen else net.M + net.I, upload(places, net.device)
             for part in (slice(i, i + step) for i in range(0, len(places), step)):
@@ -108,7 +113,7 @@ def select_stream(
 # %% ../../nbs/ips/streaming.ipynb #b817cfda
 def look_at(net: IPSNet, kept: Streamed) -> Output:  # B = 1
     "Pool and classify the survivors of a stream: in train mode with gradient, in eval mode without."
-    batch = compact(kept.patches[None].to(net.device))
+    batch = _distinct(kept.patches.to(net.device))
     x = net.encode(batch.take(batch.index[0]))[None] if net.training else net.embed(batch)[batch.index]  # (1, M, D)
     return net.pool(_with_position(net, kept.selection.index, x), kept.selection)
 
