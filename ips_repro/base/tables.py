@@ -6,8 +6,10 @@
 __all__ = ['read_table']
 
 # %% ../../nbs/base/tables.ipynb #4097d46b
+import codecs
 import csv
 import io
+import warnings
 from pathlib import Path
 
 # %% ../../nbs/base/tables.ipynb #38ea027b
@@ -16,31 +18,50 @@ _SEPARATORS = ",;\t"
 
 def read_table(
     path: str | Path,
-    required: tuple = (),  # names of columns
+    required: tuple = (),  # names of columns; upper and lower case are the same
+    optional: tuple = (),  # likewise, of columns that may be missing
 ) -> list[tuple[int, dict]]:  # (line in the file, column -> text)
     """The rows of a table with a header, separated by commas, semicolons or tabs; empty rows are left out.
 
+    The text may be UTF-8, UTF-16 with its mark (Excel's Unicode text) or, with a warning, Windows-1252 (Excel's CSV).
     `ValueError` names the file and what is wrong with it; `OSError` if the file cannot be opened."""
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is not readable as a table: it is not UTF-8 ({e.reason} at byte {e.start})") from None
-    lines = text.splitlines()
-    header = lines[0] if lines else ""
-    separator = max(_SEPARATORS, key=header.count)
+    text = _decoded(path)
+    first, _, rest = text.partition("\n")
+    if first.strip().lower().startswith("sep="):  # a line for Excel
+        first, text = rest.partition("\n")[0], "\n" + rest
+    separator = max(_SEPARATORS, key=first.count)
     reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True, strict=True)
     try:
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as e:
         raise ValueError(f"{path} is not readable as a table: {e}") from None
-    names = [name.strip() for name in rows[0][1]] if rows else []
+    filled = [(line, row) for line, row in rows if any(value.strip() for value in row)]
+    names = _column_names(path, filled[0][1] if filled else [], required, optional)
+    return [(line, _named(f"{path}, line {line}", names, row)) for line, row in filled[1:]]
+
+
+def _decoded(path):
+    data = Path(path).read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace")
+    if data.startswith(b"PK\x03\x04"):
+        raise ValueError(f"{path} is not readable as a table: it is a workbook; save its sheet as CSV")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        warnings.warn(f"{path} is not UTF-8 and is read as Windows-1252", stacklevel=3)
+        return data.decode("cp1252", "replace")
+
+
+def _column_names(path, header, required, optional):
+    usual = {name.lower(): name for name in (*required, *optional)}
+    names = [usual.get(name.strip().lower(), name.strip()) for name in header]
     for name in required:
         if name not in names:
             raise ValueError(f"{path}: no column {name!r}, but {', '.join(names) or 'no header'}")
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"{path}: two columns are called {sorted(twice)[0]!r}")
-    filled = [(line, row) for line, row in rows[1:] if any(value.strip() for value in row)]
-    return [(line, _named(f"{path}, line {line}", names, row)) for line, row in filled]
+    return names
 
 
 def _named(where, names, row):

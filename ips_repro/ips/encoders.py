@@ -92,6 +92,9 @@ def backbone_of(name: str, in_chans: int = 3, pretrained: bool = False) -> nn.Mo
 
 def normalisation(name: str) -> tuple[tuple, tuple]:  # mean, std of the three channels, in [0, 1]
     "The normalisation a timm backbone was trained with."
+    if name.startswith("hf-hub:"):
+        cfg = timm.models.load_model_config_from_hf(name.removeprefix("hf-hub:"))[0]
+        return tuple(cfg["mean"]), tuple(cfg["std"])
     cfg = timm.get_pretrained_cfg(name)
     return (cfg.mean, cfg.std) if cfg else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
 
@@ -125,6 +128,14 @@ def _alternatives(backbone):
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 
+def _not_to_be_had(backbone, name, e):  # the error for what a hub did not deliver
+    reason = f"not in the cache and could not be downloaded ({type(e).__name__}: {str(e).splitlines()[0]})"
+    if ":" in backbone:
+        return ConnectionError(f"{name}: {backbone!r} is {reason}")
+    weights = f"the ImageNet weights of {backbone!r} are {reason}"
+    return ConnectionError(f"pretrained: {weights}; without them: pretrained=False")
+
+
 def tried(
     make,  # () -> network
     backbone: str,
@@ -136,17 +147,14 @@ def tried(
     """What `make` returns, tried on one patch; errors name the parameter.
 
     `ValueError`: no such backbone, or it does not fit. `ConnectionError`: its weights cannot be downloaded."""
-    if not timm.is_model(backbone):
+    if ":" not in backbone and not timm.is_model(backbone):  # hf-hub:owner/name is looked for by timm
         raise ValueError(f"{name}: {backbone!r} is no timm model{_alternatives(backbone)}")
     try:
         net = make()
     except Exception as e:  # whatever a hub raises
-        if not pretrained:
+        if not pretrained and ":" not in backbone:
             raise
-        raise ConnectionError(
-            f"pretrained: the ImageNet weights of {backbone!r} are not in the cache and could not be downloaded "
-            f"({type(e).__name__}: {str(e).splitlines()[0]}); without them: pretrained=False"
-        ) from e
+        raise _not_to_be_had(backbone, name, e) from e
     try:
         with torch.no_grad():
             net.eval()(torch.zeros(1, in_chans, patch_size, patch_size))

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['row', 'read_line_runs', 'published_line_runs', 'published', 'strategy_table', 'learning_curves', 'read_predictions',
-           'confusion', 'class_table', 'draw_confusion', 'draw_places', 'draw_kept', 'draw_patches', 'best_known',
-           'draw']
+           'draw_places', 'draw_kept', 'draw_patches', 'best_known', 'draw']
 
 # %% ../../nbs/lines/results.ipynb #a325160c
 from importlib.resources import files
@@ -25,6 +24,7 @@ from .data import fit_picture
 from .settings import EXPERIMENTS, LINE_GUIDED, STRATEGIES, UNUSED
 from .tradeoff import COLOURS, NAMES, cost_figures, note, read_costs
 from .training import data_root
+from ..runs.confusions import confusion, draw_confusion
 from ..runs.pictures import titled
 from ..runs.run import Run
 from ..runs.status import read_manifest
@@ -99,40 +99,10 @@ def learning_curves(runs: list[Run]):  # matplotlib figure
     return fig
 
 # %% ../../nbs/lines/results.ipynb #6f478ca2
-def read_predictions(folder: str | Path) -> tuple[pd.DataFrame, list[str]]:  # one row per picture; the classes
-    "The predictions of a finished run on the validation pictures."
-    return pd.DataFrame(read_csv(Path(folder) / "predictions.csv")), read_manifest(folder)["classes"]
-
-
-def confusion(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame:  # counts
-    "The confusion matrix of the first guesses; rows are true, columns predicted."
-    from sklearn.metrics import confusion_matrix
-
-    return pd.DataFrame(confusion_matrix(predictions["class"], predictions.guess_1, labels=classes), classes, classes)
-
-
-def class_table(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame:  # one row per class
-    "Precision, recall, f1 and n of each class, by scikit-learn."
-    from sklearn.metrics import precision_recall_fscore_support
-
-    scores = precision_recall_fscore_support(predictions["class"], predictions.guess_1, labels=classes, zero_division=0)
-    return pd.DataFrame(dict(zip(("precision", "recall", "f1", "n"), scores)), classes)
-
-
-def draw_confusion(folder: str | Path, title: str):  # matplotlib figure
-    "Counts, and shares of each true class, side by side."
-    counts = confusion(*read_predictions(folder))
-    fig, axes = plt.subplots(1, 2, figsize=(13, 5.6), layout="constrained")
-    few = len(counts) <= 20  # numbers only where they can be read
-    how = dict(annot=few, cmap="Blues", square=True, cbar=not few, xticklabels=few, yticklabels=few)
-    shares = counts.div(counts.sum(1).clip(lower=1), axis=0)
-    for ax, values, fmt, name in zip(axes, (counts, shares), ("d", ".2f"), ("pictures", "share of the true class")):
-        sns.heatmap(values, ax=ax, fmt=fmt, annot_kws={"fontsize": 8}, **how)
-        ax.set(title=name, xlabel="predicted", ylabel="true")
-        ax.tick_params(axis="y", labelrotation=0, labelsize=9)
-        ax.tick_params(axis="x", labelrotation=45, labelsize=9)
-    fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    return fig
+def read_predictions(folder: str | Path) -> tuple:  # true classes, first guesses, all classes
+    "The predictions of a finished run on the validation pictures, as [confusions](../runs/confusions.ipynb) take them."
+    rows = pd.DataFrame(read_csv(Path(folder) / "predictions.csv"))
+    return rows["class"], rows.guess_1, read_manifest(folder)["classes"]
 
 # %% ../../nbs/lines/results.ipynb #7c5a8cde
 def draw_places(runs: pd.DataFrame):  # matplotlib figure
@@ -211,7 +181,9 @@ def _figures_of_patches(runs):
     return {
         "Line_Guided_ViT_places": draw_places(runs),
         "Line_Guided_ViT_patches": draw_patches(runs, one.keep),
-        "Line_Guided_ViT_confusion": draw_confusion(one.folder, f"{where}: top-1 {one.top1:.3f} of {one.n}"),
+        "Line_Guided_ViT_confusion": draw_confusion(
+            confusion(*read_predictions(one.folder)), f"{where}: top-1 {one.top1:.3f} of {one.n}"
+        ),
     }
 
 

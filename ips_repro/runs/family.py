@@ -25,7 +25,7 @@ class Like(NamedTuple):
 CHOICES = {  # parameters that several families have -> their values, or what they are `Like`
     "scale": ("auto", *SCALES),
     "device": Like(r"auto|cpu|mps|cuda(:\d+)?", "is none of auto, cpu, mps, cuda, cuda:1, ..."),
-    "backbone": Like(r"\w[\w.-]*", "is no name of a timm model"),
+    "backbone": Like(r"(hf-hub:)?\w[\w./-]*", "is no name of a timm model"),
     "shuffle": ("batch", "instance", "none"),
     "diversity_of": ("output", "attention"),
     "engine": ("fast", "reference"),

@@ -19,6 +19,7 @@ FAMILIES = {  # package -> its module that lists `EXPERIMENTS`
     "signs": "settings",
     "slides": "settings",
     "lines": "settings",
+    "folders": "settings",
 }
 
 

@@ -26,7 +26,7 @@ def differences(
     **published,  # what that scale had instead of what can be asked for here
 ) -> dict:  # parameter -> (value here, value there)
     "Where a run is not as a scale has it, except in what merely follows from other parameters."
-    there = fixed | {name: run[name] for name in (*family.axes, *axes)}
+    there = fixed | {name: run[name] for name in (*family.axes, *axes, *family.derived)}
     plain = complete_run(family, there, scale) | published
     compared = [k for k in family.defaults if k not in (*family.axes, *axes, *family.derived)]
     apart = {k: run[k] for k in compared if run[k] != plain[k]}
