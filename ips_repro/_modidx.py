@@ -647,7 +647,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                     'ips_repro/folders/example.py'),
                                            'ips_repro.folders.example._of_class': ( 'folders/example.html#_of_class',
                                                                                     'ips_repro/folders/example.py'),
-                                           'ips_repro.folders.example._outline': ( 'folders/example.html#_outline',
+                                           'ips_repro.folders.example._polygon': ( 'folders/example.html#_polygon',
                                                                                    'ips_repro/folders/example.py'),
                                            'ips_repro.folders.example._scratch': ( 'folders/example.html#_scratch',
                                                                                    'ips_repro/folders/example.py'),

@@ -40,7 +40,7 @@ PRESETS = by_scale(  # n_train, n_test and longest: of the example
         "n_train": (150, 150, 12),
         "n_test": (60, 60, 6),
         "longest": (2500, 2500, 400),
-        "n_epochs": (60, 10, 1),
+        "n_epochs": (60, 8, 1),
         "warmup_epochs": (6.0, 2.0, 0.2),
         "eval_every": (5, 2, 1),
         "batch_size": (16, 8, 4),
@@ -67,7 +67,7 @@ def proposed_patch(height: float, width: float) -> int:  # pixels
 
 def proposed_memory(run: dict) -> int:  # M, at least 4 and at most 64
     "How many patches may be kept of each image."
-    room = min(640 * 2**20, psutil.virtual_memory().total // 16)
+    room = min(480 * 2**20, psutil.virtual_memory().total // 16)
     patch = _BYTES_PER_PIXEL.get(run["backbone"], 2000) * run["patch_size"] ** 2
     return min(max(int(room / patch / run["batch_size"]), 4), 64)
 
