@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'project_root', 'out_root', 'definite_scale', 'scale_dir', 'write_atomic', 'write_json', 'sha256',
-           'read_json', 'write_csv', 'read_csv', 'skipped', 'child_seed', 'generator', 'seed_libraries',
+           'read_json', 'write_csv', 'read_csv', 'printable', 'skipped', 'child_seed', 'generator', 'seed_libraries',
            'sigterm_interrupts', 'undisturbed']
 
 # %% ../../nbs/base/core.ipynb #f5852c94
@@ -117,6 +117,12 @@ def read_csv(path: str | Path) -> list[dict]:
             return list(csv.DictReader(f, strict=True))
     except (UnicodeDecodeError, csv.Error) as e:
         raise ValueError(f"{path} is not readable as CSV: {e}") from e
+
+# %% ../../nbs/base/core.ipynb #a59ed682
+def printable(text: str, encoding: str = "utf-8") -> str:
+    "Return the text with everything that cannot be written in an encoding as an escape: `caf\\xe9.png`."
+    raw = text.encode("utf-8", "surrogateescape")  # the bytes that a name had
+    return raw.decode("utf-8", "backslashreplace").encode(encoding, "backslashreplace").decode(encoding)
 
 # %% ../../nbs/base/core.ipynb #9712ed75
 def skipped(why: str) -> None:

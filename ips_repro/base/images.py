@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import write_atomic
+from .core import printable, write_atomic
 from .tables import read_table
 
 # %% ../../nbs/base/images.ipynb #ea91ae26
@@ -27,6 +27,8 @@ def open_image(
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    if (name := printable(str(path))) != str(path):
+        raise ValueError(f"{name} cannot be read: its name is not UTF-8")  # libvips takes no other
     try:
         image = _of_8_bits(str(path))
         if image.hasalpha():
@@ -174,19 +176,23 @@ def read_sheet(path: str | Path, rows: list[dict]) -> dict:  # name -> uint8 (h,
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif", ".bmp")
 
 
-def list_images(source: str | Path) -> list[Path]:
+def list_images(
+    source: str | Path,  # a folder, a CSV or a file
+    suffixes: tuple = SUFFIXES,  # endings of the files that are meant
+) -> list[Path]:
     """Return the images of a folder, sorted by name, or those listed in the column `path` of a CSV (relative to it).
 
     Raises `ValueError` if there are none."""
     source = Path(source)
     if source.is_dir():
-        found = sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
+        found = sorted(p for p in source.iterdir() if p.suffix.lower() in suffixes)
     elif source.suffix.lower() == ".csv" and source.is_file():
         found = [source.parent / row["path"] for _, row in read_table(source, ("path",)) if row["path"]]
-    elif source.suffix.lower() in SUFFIXES:
+    elif source.suffix.lower() in suffixes:
         found = [source]
     else:
-        raise ValueError(f"{source} is neither a folder, a CSV with a column 'path', nor an image")
+        kinds = ", ".join(suffixes)
+        raise ValueError(f"{source} is neither a folder, a CSV with a column 'path', nor an image ({kinds})")
     if not found:
-        raise ValueError(f"{source}: no images ({', '.join(SUFFIXES)})")
+        raise ValueError(f"{source}: no images ({', '.join(suffixes)})")
     return found

@@ -14,7 +14,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from ..base.core import out_root, project_root, write_json
+from ..base.core import out_root, printable, project_root, write_json
 from ..base.params import ParameterError
 from .doctor import cmd_doctor
 from .request import check_request, parameter_help
@@ -32,6 +32,7 @@ from ips_repro.cli.sweep_commands import (
 from .testing import cmd_test
 from ..digits.settings import bench_run, check_values
 from ..runs.registry import experiments
+from ..runs.status import Held
 
 # %% ../../nbs/cli/main.ipynb #106ecbf3
 def cmd_run(args) -> int:
@@ -94,25 +95,40 @@ def cmd_bench(args) -> int:
     return 0 if setting["precision"] != "float32" or result.get("same_selection", True) else 1
 
 # %% ../../nbs/cli/main.ipynb #e2acce54
-def cmd_predict(args) -> int:
-    "Run `ips-repro predict`: 0 if every image could be read or with --skip-errors, else 1."
-    name = f"{Path(args.images).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    out = Path(args.output) if args.output else out_root() / "results" / "predictions" / name
-    from ips_repro.base.images import list_images
-
-    try:
-        images = list_images(args.images)
-    except (OSError, ValueError) as e:
-        raise ParameterError(f"images: {e}") from None
-    from ips_repro.digits.predict import load_run, predict_all
+def _ready_to_predict(args):  # a run, and what it is to predict
+    from ips_repro.train.predict import load_run
     from ips_repro.train.session import choose
 
     try:
-        net, run = load_run(args.run, choose(args.device, "paper")[0])
+        device, _ = choose(args.device, "paper")
+    except ValueError as e:
+        raise ParameterError(str(e)) from None
+    try:
+        predictor = load_run(args.run, device)
     except (OSError, ValueError) as e:
         raise ParameterError(f"run: {e}") from None
-    rows, errors = predict_all(net, run, images, out)
-    print(f"{len(rows) - errors} images predicted, {errors} could not be read: {out}/predictions.csv")
+    try:
+        return predictor, predictor.inputs(args.images)
+    except (OSError, ValueError) as e:
+        raise ParameterError(f"images: {e}") from None
+
+
+def cmd_predict(args) -> int:
+    "Run `ips-repro predict`: 0 if every input was predicted or with --skip-errors, 3 if the folder is in use, else 1."
+    name = f"{printable(Path(args.images).stem)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out = Path(args.output) if args.output else out_root() / "results" / "predictions" / name
+    predictor, items = _ready_to_predict(args)
+    from ips_repro.train.predict import predict_all
+
+    def say(line):
+        print(printable(line, sys.stdout.encoding or "utf-8"), flush=True)
+
+    try:
+        rows, errors = predict_all(predictor, items, out, say)
+    except Held as e:
+        print(f"ips-repro: {e}", file=sys.stderr)
+        return 3
+    say(f"{len(rows) - errors} images predicted, {errors} could not be read: {out}/predictions.csv")
     return 1 if errors and not args.skip_errors else 0
 
 # %% ../../nbs/cli/main.ipynb #15c9190e
@@ -210,11 +226,11 @@ def _about_finished_runs(sub):
     predict = sub.add_parser(
         "predict",
         help="a trained run on images of your own",
-        description="Probabilities, kept patches and pictures for a folder of images, a CSV with a column `path`, "
-        "or one image (PNG, JPEG, TIFF; of any size).",
+        description="Probabilities, kept patches and pictures for a folder of images, a CSV with a column `path`, or "
+        "one image; for a run on slides, HDF5 files of features or whole slides.",
     )
-    predict.add_argument("run", help="the folder of a finished run")
-    predict.add_argument("images", help="a folder, a CSV, or an image")
+    predict.add_argument("run", help="the folder of a finished run, of any family")
+    predict.add_argument("images", help="a folder, a CSV, or a file")
     out = "folder for predictions.csv, kept/ and overlays/ (default: results/predictions/<name>-<time>)"
     predict.add_argument("-o", dest="output", metavar="OUT", help=out)
     predict.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, or auto (default)")

@@ -26,6 +26,7 @@ class Look(NamedTuple):
     probs: np.ndarray  # (classes,)
     boxes: list[dict]  # of the kept patches, best first: x, y, w, h in pixels of the original, score
     best: np.ndarray  # uint8 (p, p, 3), the most attended patch as the network saw it
+    n_patches: int  # that there were to choose from
 
 
 def look(net: BagIPSNet, image: ImagePatches) -> Look:
@@ -34,7 +35,8 @@ def look(net: BagIPSNet, image: ImagePatches) -> Look:
     cells, scores = kept.selection.index[0].tolist(), kept.selection.score[0].tolist()
     places = boxes_of(cells, image.geometry(), image.p, image.s)
     boxes = [box | {"score": round(score, 8)} for box, score in zip(places, scores)]
-    return Look(probs["label"][0].cpu().numpy(), boxes, kept.patches[0].permute(1, 2, 0).cpu().numpy())
+    best = kept.patches[0].permute(1, 2, 0).cpu().numpy()
+    return Look(probs["label"][0].cpu().numpy(), boxes, best, kept.n)
 
 
 def touch(box: dict, other: tuple) -> bool:  # x, y, w, h each

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEEP_GIB', 'shape_picture', 'shapes_version', 'make_shapes', 'Split', 'read_split', 'read_folders', 'few',
-           'imagenette', 'fit_picture', 'LinePictures']
+           'imagenette', 'fit_picture', 'middle_square', 'LinePictures']
 
 # %% ../../nbs/lines/data.ipynb #f8b0bca4
 import hashlib
@@ -210,8 +210,13 @@ def imagenette(folder: str | Path) -> Path:  # its root, with train/ and val/
 
 # %% ../../nbs/lines/data.ipynb #f98366fd
 def fit_picture(path: str | Path, size: int) -> Image.Image:
+    "A picture file as networks get it, see `middle_square`."
+    return middle_square(Image.fromarray(read_image(path)), size)
+
+
+def middle_square(picture: Image.Image, size: int) -> Image.Image:
     "The picture as networks get it: the shorter side scaled to `size`, the middle cut out."
-    return ImageOps.fit(Image.fromarray(read_image(path)), (size, size), Image.Resampling.BICUBIC)
+    return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
 
 
 KEEP_GIB = 2.0  # decoded pictures and their drawings are kept in memory up to this much, else decoded each time

@@ -51,7 +51,7 @@ def families() -> list[Family]:
 
 def part(
     family: Family,
-    name: str,  # "training" or "results"
+    name: str,  # "training", "results" or "predict"
 ) -> ModuleType:
     "A module of a family's package, imported now."
     return import_module(f"ips_repro.{family.name}.{name}")

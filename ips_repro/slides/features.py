@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from ..base.tables import read_table
 from ..ips.encoders import backbone_of, normalisation, tried
-from .tiles import SUFFIXES, grid_of, open_slide, overview, read_tiles, tissue_tiles
+from .tiles import SUFFIXES, open_slide, read_tiles, tissue_of
 
 # %% ../../nbs/slides/features.ipynb #77eec678
 _LABELS = {"0": 0, "1": 1, "normal": 0, "tumor": 1, "tumour": 1}
@@ -125,14 +125,7 @@ def extract_slide(
     `ValueError` for a slide that cannot be read or has no tissue."""
     how = extractor.how
     with open_slide(path) as slide:
-        grid = grid_of(slide, how["tile"])
-        if not grid.rows * grid.columns:
-            w, h = slide.dimensions
-            raise ValueError(f"it has {w}x{h} pixels, less than a tile of {how['tile']}")
-        picture = overview(slide, grid)
-        cells = tissue_tiles(picture, grid, how["tissue"])
-        if not len(cells):
-            raise ValueError("no tissue on it")
+        grid, picture, cells = tissue_of(slide, how["tile"], how["tissue"])
         group.create_dataset("pos", data=cells)
         group.create_dataset("thumbnail", data=picture, compression="gzip")
         done = 0

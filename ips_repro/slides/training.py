@@ -157,9 +157,14 @@ def finish(trainer: Trainer, run: dict, data: Slides, folder: Path) -> dict:  # 
 
 
 def facts(run: dict, data: Slides) -> dict:  # for the manifest
-    "How many slides there are, which cannot be used, and how long their features are."
+    "How many slides there are, which cannot be used, how long their features are and how they were made."
     counts = {"train": len(data.train), "test": len(data.test), "not_used": data.not_used}
-    return {"slides": counts, "n_features": data.train.bags[0].F}
+    return {"slides": counts, "n_features": data.train.bags[0].F, "encoded": _encoded(data)}
+
+
+def _encoded(data):  # how all features were made; None if they do not say, or differ
+    ways = [b.how for bags in (data.train, data.test) for b in bags.bags]
+    return ways[0] if ways[0].get("encoder") and all(way == ways[0] for way in ways) else None
 
 
 def title(run: dict) -> str:

@@ -109,7 +109,8 @@ class LatestData:
 
 
 def _standing(run):  # facts in which a run differs from its copy in another experiment
-    return {"experiment": run.experiment.name, "reduced": run.reduced, "command": run.command}
+    names = {"family": run.family.name, "experiment": run.experiment.name}
+    return names | {"reduced": run.reduced, "command": run.command}
 
 
 def make_trainer(run: Run, data_of: LatestData, on_step=None) -> Trainer:
