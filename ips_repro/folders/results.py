@@ -95,8 +95,9 @@ def _show(ax, picture, scale, patches, answer):  # `scale`: pixels of the pictur
     ax.imshow(picture)
     top = patches.score.max() or 1.0
     for t in patches.itertuples():
-        frame = Rectangle((t.x * scale, t.y * scale), t.w * scale, t.h * scale)
-        frame.set(facecolor=plt.cm.plasma(t.score / top), alpha=0.35)
+        colour = plt.cm.plasma(t.score / top)
+        frame = Rectangle((t.x * scale, t.y * scale), t.w * scale, t.h * scale, edgecolor=colour, linewidth=1.5)
+        frame.set_facecolor((*colour[:3], 0.15))
         ax.add_patch(frame)
     right = answer["class"] == answer["guess"]
     text = answer["class"] if right else f"{answer['class']}, taken for {answer['guess'] or 'none'}"
@@ -121,7 +122,7 @@ def gallery(folder: str | Path, wrong: bool, columns: int = 4):  # matplotlib fi
         _show(ax, sheet[r["image"]], r["scale"], kept[r["image"]], answers.loc[r["image"]])
     n_wrong = int((table["class"] != table["guess"]).sum())
     what = f"{len(some)} of {n_wrong} wrong answers" if wrong else "Right answers"
-    return titled(fig, f"{what}, and where the network looked", "Shaded: the kept patches; yellow: most attention.")
+    return titled(fig, f"{what}, and where the network looked", "Framed: the kept patches; yellow: most attention.")
 
 # %% ../../nbs/folders/results.ipynb #716e0525
 def best_patches(folder: str | Path):  # matplotlib figure; None if nothing was answered right
