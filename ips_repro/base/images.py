@@ -173,7 +173,17 @@ def read_sheet(path: str | Path, rows: list[dict]) -> dict:  # name -> uint8 (h,
     return {r["image"]: sheet[: r["h"], r["x"] : r["x"] + r["w"], ::-1] for r in rows}
 
 # %% ../../nbs/base/images.ipynb #f89d630a
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif", ".bmp")
+SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".tif",
+    ".tiff",
+    ".svs",
+    ".webp",
+    ".gif",
+    ".bmp",
+)  # .svs: a pyramid of tiles in TIFF
 
 
 def list_images(
