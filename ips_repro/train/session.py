@@ -220,7 +220,8 @@ def train_into(
     Raises `Held` if another process works on it, `Finished` if one has finished it, and `KeyboardInterrupt` when the
     time given with `--for` is up (see [base/limits](../base/limits.ipynb)); the last epoch's checkpoint is there."""
     give_way()
-    facts = {"device": device_name(device)} | facts
+    several = f"{facts['devices']} x " if "devices" in facts else ""
+    facts = {"device": several + device_name(device)} | facts
     with (
         determinism(parameters["determinism"], device),
         RunFolder(
