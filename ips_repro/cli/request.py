@@ -51,7 +51,7 @@ def _experiment(notebook, everything):
     known = {name: ", ".join(e.asks[name] for e in here) for name in here[0].asks}
     raise ParameterError(*(f"{name}: {everything.get(name)!r} is none of {values}" for name, values in known.items()))
 
-
+# %% ../../nbs/cli/request.ipynb #a30dc5f1
 def _check_devices(experiment, everything, n):
     "Raises `ParameterError` if so many devices are not there or the runs cannot be shared, as far as is known now."
     if experiment is None:

@@ -126,7 +126,7 @@ def make_trainer(run: Run, data_of: LatestData, on_step=None) -> Trainer:
         check_net(net)
     return trainer_of(run, net, data.train, data.test, on_step)
 
-
+# %% ../../nbs/train/many.ipynb #ecf24c83
 def train_here(
     run: Run,
     device: str,

@@ -57,7 +57,7 @@ def _leave():  # without waiting for others, which may hang in what they do toge
     sys.stderr.flush()
     os._exit(0)
 
-
+# %% ../../nbs/train/rank.ipynb #7e3c265c
 def main(scratch: Path) -> None:
     "Train the run that `request.json` describes, as the rank that `torchrun` says."
     signal.signal(

@@ -123,7 +123,8 @@ class _CPUSyncBatchNorm(torch.autograd.Function):
 
 # %% ../../nbs/train/shares.ipynb #60a20ec2
 def _batch_norm(share, x, running_mean, running_var, weight, bias, training, momentum, eps):
-    counted = x if share.n else x[:0]  # an image without weight is not seen
+    # an image without weight is not seen; the others send their statistics in single precision at least
+    counted = x if share.n else x[:0].to(torch.promote_types(x.dtype, torch.float32))
     if x.is_cuda:
         group, size = dist.group.WORLD, share.size
         y = SyncBatchNorm.apply(counted, weight, bias, running_mean, running_var, eps, momentum, group, size)

@@ -211,25 +211,26 @@ class Trainer:
         draws = generator(self.seed, "test")
         return pass_over(self.net, self.test, self.terms, self.batch_size, draws, team=self.team)
 
-    def _epoch(self):  # -> the row of an epoch
-        torch.manual_seed(child_seed(self.seed, "dropout", self.epoch))
-        start = time.perf_counter()
-        train, trained = self.learn(), time.perf_counter()
-        self.epoch += 1
-        test = self.evaluate() if self.is_tested(self.epoch) else None
-        machine = {
-            "images_per_s": len(self.train) / (trained - start),
-            "seconds": time.perf_counter() - start,
-            "peak_mib": peak_memory_mib(self.net.device),
-        }
-        return {"epoch": self.epoch, "lr": self.opt.param_groups[0]["lr"], "train": train, "test": test} | machine
-
     def epochs(self):
         "Train an epoch, test if it is due, and yield a row of how it went, until `n_epochs` are done."
         while self.epoch < self.n_epochs:
             with self.team.epoch(self):
-                row = self._epoch()
+                row = _epoch(self)
             yield row
+
+# %% ../../nbs/train/trainer.ipynb #4dfff31a
+def _epoch(trainer):  # train an epoch, and test if it is due; returns the row
+    torch.manual_seed(child_seed(trainer.seed, "dropout", trainer.epoch))
+    start = time.perf_counter()
+    train, trained = trainer.learn(), time.perf_counter()
+    trainer.epoch += 1
+    test = trainer.evaluate() if trainer.is_tested(trainer.epoch) else None
+    machine = {
+        "images_per_s": len(trainer.train) / (trained - start),
+        "seconds": time.perf_counter() - start,
+        "peak_mib": peak_memory_mib(trainer.net.device),
+    }
+    return {"epoch": trainer.epoch, "lr": trainer.opt.param_groups[0]["lr"], "train": train, "test": test} | machine
 
 # %% ../../nbs/train/trainer.ipynb #e78308a4
 def trainer_state(trainer: Trainer) -> dict:
