@@ -40,8 +40,8 @@ def cmd_run(args) -> int:
     if args.help_notebook:
         print(parameter_help(args.notebook))
         return 0
-    given = check_request(args.notebook, args.parameter)
     take_limits(args)
+    given = check_request(args.notebook, args.parameter)
     os.environ.setdefault("IPS_REPRO_PROGRESS", "bar" if sys.stderr.isatty() else "lines")
     # for determinism='deterministic'; must be set before CUDA is initialised
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -6,9 +6,11 @@
 __all__ = ['check_request', 'parameter_help']
 
 # %% ../../nbs/cli/request.ipynb #a712d9f0
+import os
 from pathlib import Path
 
 from ..base.core import definite_scale
+from ..base.limits import devices
 from ..base.params import ParameterError, check_given, notebook_params
 from ..digits.settings import check_values, resolve
 from ..runs.registry import experiments
@@ -26,7 +28,10 @@ def check_request(
         raise ParameterError(f"{sorted(twice)[0]}: given twice")
     given = check_given(declared, dict(pairs))
     everything = {n: p.default for n, p in declared.items()} | given
-    if experiment := _experiment(notebook, everything):
+    experiment = _experiment(notebook, everything)
+    if devices() > 1:
+        _check_devices(experiment, everything, devices())
+    if experiment:
         experiment_runs(experiment, everything, _scale_here(everything))
         return given
     check_values(everything)
@@ -45,6 +50,22 @@ def _experiment(notebook, everything):
         return None
     known = {name: ", ".join(e.asks[name] for e in here) for name in here[0].asks}
     raise ParameterError(*(f"{name}: {everything.get(name)!r} is none of {values}" for name, values in known.items()))
+
+# %% ../../nbs/cli/request.ipynb #a30dc5f1
+def _check_devices(experiment, everything, n):
+    "Raises `ParameterError` if so many devices are not there or the runs cannot be shared, as far as is known now."
+    if experiment is None:
+        raise ParameterError("devices: this notebook trains no run that several could share")
+    if experiment.family.one_process:
+        why = experiment.family.one_process
+        raise ParameterError(f"devices: a run of {experiment.family.name} is trained by one process, since {why}")
+    gpus, device = len(list(Path("/dev").glob("nvidia[0-9]*"))), everything.get("device", "auto")
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        gpus = len([name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()])
+    on_gpu = device == "cuda" or device == "auto" and gpus
+    there, what = (gpus, "GPUs") if on_gpu else (os.cpu_count(), "cores")
+    if n > there and not Path("/dev/dxg").exists():  # where GPUs cannot be counted without torch
+        raise ParameterError(f"devices: {n} asked for, but there are {there} {what}")
 
 
 def _scale_here(everything):

@@ -7,6 +7,7 @@ __all__ = ['Line', 'slurm_options', 'submit', 'queued', 'slurm_sweep']
 
 # %% ../../nbs/cli/slurm.ipynb #8b6ae651
 import os
+import re
 import signal
 import subprocess
 import time
@@ -14,6 +15,7 @@ import time
 from submitit import SlurmExecutor
 from submitit.helpers import DelayedSubmission
 
+from ..base import limits
 from ..base.core import out_root, read_json, write_json
 from ..base.params import ParameterError
 from .sweep import chosen, outcome, start_line, stop_line
@@ -35,14 +37,16 @@ def _ignore_warning():
 class Line:
     "A line of a plan as a SLURM job."
 
-    def __init__(self, line: dict, copy: bool = False, fruitless: int = 0):
+    def __init__(self, line: dict, copy: bool = False, fruitless: int = 0, devices: int | None = None):
         self.line, self.copy, self.fruitless = line, copy, fruitless
+        self.devices = devices or limits.devices()  # wherever the job runs
 
     def __call__(self):
         "Do the run. Raises `RuntimeError` if it fails, so that SLURM reports the job as failed, too."
         if self.copy and action(self.line)[0] != "copy":
             raise RuntimeError(f"the run it would be a copy of is not done: {self.line['folder']}")
         self.begun_with = self.epochs()
+        limits.set_devices(self.devices)  # for the run, which inherits it
         env = {"OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_ON_NODE", "1")}
         self.process = start_line(self.line, env, stderr=None, preexec_fn=_ignore_warning)  # stderr is the job's log
         while self.process.poll() is None:
@@ -56,7 +60,7 @@ class Line:
         stop_line(self.process)
         fruitless = self.fruitless + 1 if self.epochs() == self.begun_with else 0
         if fruitless < _FRUITLESS:
-            return DelayedSubmission(Line(self.line, self.copy, fruitless))
+            return DelayedSubmission(Line(self.line, self.copy, fruitless, self.devices))
         reason = f"{fruitless} times not one epoch was finished in the time limit, so it is not tried again"
         print(f"{reason}: {self.line['folder']}", flush=True)
 
@@ -68,12 +72,21 @@ class Line:
 _JOBS = "results/executed/slurm"  # logs, submitit's files, and the line of each job
 
 
+def _room(options):  # what a job asks for whose run is trained on several devices: one task, which starts the others
+    n, gres = limits.devices(), re.fullmatch(r"gpu(?::[a-z][^:,]*)?(?::(\d+))?", str(options.get("gres", "")), re.I)
+    if n == 1:
+        return {}
+    if gres and int(gres[1] or 1) != n:
+        raise ParameterError(f"slurm: gres={options['gres']} does not ask for the {n} GPUs of --devices {n}")
+    return {"nodes": 1, "ntasks_per_node": 1, "cpus_per_task": n}
+
+
 def _executor(options, slots):
     try:
         executor = SlurmExecutor(out_root() / _JOBS, max_num_timeout=_REQUEUES)
     except RuntimeError as e:
         raise ParameterError(f"slurm: {e}") from None
-    executor.update_parameters(job_name="ips_repro", time=240, array_parallelism=slots)
+    executor.update_parameters(job_name="ips_repro", time=240, array_parallelism=slots, **_room(options))
     other = {"requeue": True}
     for name, value in options.items():
         try:

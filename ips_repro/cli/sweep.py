@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from ..base.core import out_root, project_root
-from ..base.limits import seconds_left
+from ..base.limits import devices, seconds_left
 from ..base.params import ParameterError
 from ..runs.folder import settle
 from ..runs.plan import action, actions, words
@@ -75,17 +75,18 @@ def outcome(
 
 # %% ../../nbs/cli/sweep.ipynb #103c9e02
 def _slots(slots, gpus):
-    "Return the environment of each slot: its GPU, and its share of the cores."
+    "Return the environment of each slot: its GPUs, and its share of the cores."
     if slots < 1:
         raise ParameterError(f"slots: {slots} is less than 1")
+    each = devices()  # of a slot
     if not gpus and slots > 1 and shutil.which("nvidia-smi"):
-        gpus = _gpus()[:slots]
-    if gpus and len(gpus) != slots:
-        raise ParameterError(
-            f"slots: {slots} do not fit {len(gpus)} GPU{'s' * (len(gpus) > 1)}; one slot for each (gpus 0,0 shares one)"
-        )
+        gpus = _gpus()[: slots * each]
+    if gpus and len(gpus) != slots * each:
+        wanted = "one slot for each (gpus 0,0 shares one)" if each == 1 else f"{each} for each slot"
+        raise ParameterError(f"slots: {slots} do not fit {len(gpus)} GPU{'s' * (len(gpus) > 1)}; {wanted}")
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // slots))}
-    return [threads | ({"CUDA_VISIBLE_DEVICES": str(gpus[i])} if gpus else {}) for i in range(slots)]
+    parts = [",".join(map(str, gpus[i * each : (i + 1) * each])) for i in range(slots)]
+    return [threads | ({"CUDA_VISIBLE_DEVICES": part} if part else {}) for part in parts]
 
 
 def _gpus():

@@ -14,7 +14,7 @@ from functools import partial
 from importlib import import_module
 
 from ..base.core import SCALES, sigterm_interrupts, write_json
-from ..base.limits import set_background, set_time
+from ..base.limits import devices, set_background, set_devices, set_time
 from ..base.params import ParameterError
 from ..digits.settings import check_values
 from ..runs.registry import experiments, part
@@ -54,12 +54,20 @@ def _on_slurm(lines, args, say):
     return slurm_sweep(lines, args.slots, slurm_options(args.slurm), args.retry == "failed", args.chunk, say=say)
 
 
+def _check_shared(lines):
+    names = {line["folder"].partition("results/")[2] for line in lines} if devices() > 1 else ()
+    for e in experiments().values():
+        if e.family.one_process and any(f"{e.name}/" in name for name in names):
+            raise ParameterError(f"devices: {e.name} is trained by one process, since {e.family.one_process}")
+
+
 def cmd_sweep(args) -> int:
     "Run `ips-repro sweep`: 0 if every run of the plan is done, 130 if only time was lacking, else 1."
     from ips_repro.runs.plan import shell
 
     if args.emit:
-        print(*map(shell, _lines(args)), sep="\n")
+        more = f" --devices {args.devices}" if args.devices else ""
+        print(*(shell(line) + more for line in _lines(args)), sep="\n")
         return 0
     if args.chunk < 1:
         raise ParameterError(f"chunk: {args.chunk} is less than 1")
@@ -67,6 +75,7 @@ def cmd_sweep(args) -> int:
         raise ParameterError("for: SLURM has a time limit and priorities of its own; --slurm time=240")
     take_limits(args)
     lines = _lines(args, substitutes=True)
+    _check_shared(lines)
     from ips_repro.cli.sweep import sweep, sweep_table
 
     gpus, say = args.gpus.split(",") if args.gpus else [], partial(print, flush=True)
@@ -149,7 +158,7 @@ def cmd_compare(args) -> int:
 
 # %% ../../nbs/cli/sweep_commands.ipynb #6c2fb4a5
 def about_limits(command) -> None:
-    "Add `--for` and `--background` to an argparse parser; `take_limits` applies them."
+    "Add `--for`, `--background` and `--devices` to an argparse parser; `take_limits` applies them."
     command.add_argument(
         "--for",
         dest="time",
@@ -158,6 +167,8 @@ def about_limits(command) -> None:
         "the same command goes on from there (exit code 130)",
     )
     command.add_argument("--background", action="store_true", help="let everything else on this machine go first")
+    shared = "processes that train a run together, each on a GPU or its part of the cores; learns the same (default 1)"
+    command.add_argument("--devices", type=int, metavar="N", help=shared)
 
 
 def take_limits(args) -> None:
@@ -166,13 +177,15 @@ def take_limits(args) -> None:
         set_time(args.time)
     if args.background:
         set_background()
+    if args.devices is not None:
+        set_devices(args.devices)
 
 
 def about_sweeps(sweep) -> None:
     "Add the options of `ips-repro sweep` to its argparse parser."
     about_limits(sweep)
     sweep.add_argument("--slots", type=int, default=1, help="runs at once (default 1)")
-    sweep.add_argument("--gpus", help="CUDA devices, with commas, one for each slot")
+    sweep.add_argument("--gpus", help="CUDA devices, with commas, one for each slot (with --devices N: N for each)")
     sweep.add_argument("--retry", choices=("failed",), help="only those that failed, were killed or interrupted, again")
     sweep.add_argument(
         "--slurm", nargs="*", metavar="KEY=VALUE", help="on SLURM; options of sbatch: partition=gpu gres=gpu:1 time=240"

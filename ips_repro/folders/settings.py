@@ -155,6 +155,7 @@ FOLDERS = Family(
     ("seed", "data"),
     derived=("data_version", "height", "width", "smallest"),
     unimportant=("eval_every", "check", "precision", "determinism"),
+    one_process="its images differ in their number of patches, and are looked at one by one",
     prepare=_prepare,
 )
 

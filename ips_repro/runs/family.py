@@ -81,6 +81,8 @@ class Family(NamedTuple):
     prepare: Callable = lambda values: values  # request -> the same with absolute paths; `ParameterError` if missing
     substitutes: Callable = lambda scale, asked: {}  # what to ask for instead where the data of a scale cannot be had
     turn: Callable = lambda experiment, run: 2  # 0, 1 or 2: a plan does runs with a lower number first
+    # why one process must train a run; None: several can share its batches, see train/distributed
+    one_process: str | None = "its random numbers are not drawn image by image"
 
 
 class Experiment(NamedTuple):

@@ -37,8 +37,13 @@ def choose(device: str, scale: str) -> tuple[str, str]:  # device, scale
     return device, definite_scale(scale, gpu=device.startswith("cuda"))
 
 
-def device_name(device: str) -> str:
+def device_name(
+    device: str,
+    n: int = 1,  # how many of them
+) -> str:
     "The device by its own name: the GPU's, or the processor's and the number of threads."
+    if n > 1:
+        return f"{n} x {device_name(device)}"
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return f"{cpu_model()}, {torch.get_num_threads()} threads" if device == "cpu" else device
@@ -220,7 +225,7 @@ def train_into(
     Raises `Held` if another process works on it, `Finished` if one has finished it, and `KeyboardInterrupt` when the
     time given with `--for` is up (see [base/limits](../base/limits.ipynb)); the last epoch's checkpoint is there."""
     give_way()
-    facts = {"device": device_name(device)} | facts
+    facts = {"device": device_name(device, facts.get("devices", 1))} | facts
     with (
         determinism(parameters["determinism"], device),
         RunFolder(
