@@ -40,7 +40,7 @@ PRESETS = by_scale(  # n_train, n_test and longest: of the example
         "n_train": (150, 150, 12),
         "n_test": (60, 60, 6),
         "longest": (2500, 2500, 400),
-        "n_epochs": (60, 8, 1),
+        "n_epochs": (60, 10, 1),
         "warmup_epochs": (6.0, 2.0, 0.2),
         "eval_every": (5, 2, 1),
         "batch_size": (16, 8, 4),
