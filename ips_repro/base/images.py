@@ -49,8 +49,10 @@ def read_image(path: str | Path, channels: int = 3) -> np.ndarray:  # uint8 (H, 
 
 
 def first_line(e) -> str:
-    "Return the reason of an error of libvips, without the place in the library where it was noticed."
-    return str(e).strip().splitlines()[-1].strip()
+    "Return the reason of an error of libvips, without the places in the library where it was passed on."
+    found = [line.strip() for line in str(e).strip().splitlines()]
+    reasons = [line for line in found if "unable to call" not in line and "unable to write to memory" not in line]
+    return (reasons or found)[-1]
 
 
 def _unreadable(path, why):
@@ -63,6 +65,8 @@ _LOADERS = ("png", "jpeg", "tiff", "webp", "gif")  # what libvips must recognise
 def _opened(path):  # as stored, but upright
     import pyvips
 
+    if not Path(path).stat().st_size:
+        raise _unreadable(path, "the file is empty")
     if path.lower().endswith(".bmp"):
         return _by_pillow(path)
     how = {"fail_on": "error", "access": "sequential"}

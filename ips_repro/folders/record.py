@@ -24,7 +24,9 @@ class Look(NamedTuple):
     "What a network makes of an image."
 
     probs: np.ndarray  # (classes,)
-    boxes: list[dict]  # of the kept patches, best first: x, y, w, h in pixels of the original, score
+    boxes: list[
+        dict
+    ]  # of the kept patches that show something, best first: x, y, w, h in pixels of the original, score
     best: np.ndarray  # uint8 (p, p, 3), the most attended patch as the network saw it
     n_patches: int  # that there were to choose from
 
@@ -34,7 +36,7 @@ def look(net: BagIPSNet, image: ImagePatches) -> Look:
     probs, kept = predict_stream(net, image.blocks())
     cells, scores = kept.selection.index[0].tolist(), kept.selection.score[0].tolist()
     places = boxes_of(cells, image.geometry(), image.p, image.s)
-    boxes = [box | {"score": round(score, 8)} for box, score in zip(places, scores)]
+    boxes = [box | {"score": round(score, 8)} for box, score in zip(places, scores) if box["w"] and box["h"]]
     best = kept.patches[0].permute(1, 2, 0).cpu().numpy()
     return Look(probs["label"][0].cpu().numpy(), boxes, best, kept.n)
 
@@ -53,7 +55,7 @@ def guessed(classes: list[str], several: bool, probs: np.ndarray) -> str:
 
 
 def _answer(name, item, listing, found, box):  # a row of predictions.csv
-    touching = "" if box is None else round(float(np.mean([touch(b, box) for b in found.boxes])), 4)
+    touching = "" if box is None or not found.boxes else round(float(np.mean([touch(b, box) for b in found.boxes])), 4)
     return {
         "image": name,
         "class": "|".join(sorted(item.labels)),
@@ -63,14 +65,16 @@ def _answer(name, item, listing, found, box):  # a row of predictions.csv
     }
 
 # %% ../../nbs/folders/record.ipynb #ede466e8
-def _auc(listing, probs):  # area under the ROC curve: of two classes, or averaged over several; None if undefined
+def _auc(
+    listing, probs
+):  # area under the ROC curve: of two classes, or averaged over the labels that some images have and some have not
     targets = listing.targets()
-    try:
-        if listing.several:
-            return float(roc_auc_score(targets, probs, average="macro"))
-        return float(roc_auc_score(targets, probs[:, 1])) if probs.shape[1] == 2 else None
-    except ValueError:
-        return None  # only one of the classes is there
+    if not listing.several:
+        if len(listing.classes) != 2 or len(set(targets.tolist())) < 2:
+            return None
+        return float(roc_auc_score(targets, probs[:, 1]))
+    both = [c for c in range(len(listing.classes)) if 0 < targets[:, c].sum() < len(targets)]
+    return float(np.mean([roc_auc_score(targets[:, c], probs[:, c]) for c in both])) if both else None
 
 
 def answer_summary(rows: list[dict], listing, probs: np.ndarray) -> dict:
@@ -90,7 +94,8 @@ def answer_summary(rows: list[dict], listing, probs: np.ndarray) -> dict:
     }
 
 # %% ../../nbs/folders/record.ipynb #fe6005dd
-_RIGHT, _WRONG, _BEST = 4, 40, 8  # right answers shown of each class, wrong ones at most, patches of each class
+_RIGHT, _WRONG, _BEST = 4, 40, 8  # right answers shown of each class, wrong ones, best patches of each class
+_MOST, _ROWS = 60, 40  # right answers in all, classes whose best patches are shown: a JPEG has at most 65,500 columns
 
 
 def _chosen(rows):  # places of the answers that are shown: some right ones of each class, then the wrong ones
@@ -99,7 +104,8 @@ def _chosen(rows):  # places of the answers that are shown: some right ones of e
         if r["class"] == r["guess"]:
             right[r["class"]].append(i)
     wrong = [i for i, r in enumerate(rows) if r["class"] != r["guess"]]
-    return [i for c in sorted(right) for i in right[c][:_RIGHT]] + wrong[:_WRONG]
+    each = min(_RIGHT, max(1, _MOST // max(1, len(right))))
+    return [i for c in sorted(right) for i in right[c][:each]][:_MOST] + wrong[:_WRONG]
 
 
 def _write_shown(rows, images, path):
@@ -115,8 +121,11 @@ def _write_best(rows, looks, path):  # the best patch of the surest right answer
     for r, found in zip(rows, looks):
         if r["class"] == r["guess"]:
             best[r["class"]].append((-float(found.probs.max()), r["image"], found.best))
-    pictures = {f"{c}/{name}": patch for c in sorted(best) for _, name, patch in sorted(best[c], key=_surest)[:_BEST]}
-    return write_sheet(path, pictures, 96) if pictures else []
+    some = [(c, *entry) for c in sorted(best)[:_ROWS] for entry in sorted(best[c], key=_surest)[:_BEST]]
+    if not some:
+        return []
+    records = write_sheet(path, {name: patch for _, _, name, patch in some}, 96)
+    return [record | {"class": c} for record, (c, *_) in zip(records, some)]
 
 
 def _surest(entry):

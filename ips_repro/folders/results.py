@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 from ..base.core import read_csv, read_json
 from ..base.images import read_sheet
-from .settings import EXPERIMENTS
+from .settings import EXPERIMENTS, data_name
 from ..runs.confusions import confusion, draw_confusion
 from ..runs.pictures import titled
 from ..runs.run import Run
@@ -132,7 +132,7 @@ def best_patches(folder: str | Path):  # matplotlib figure; None if nothing was 
         return None
     sheet, by_class = read_sheet(folder / "patches.jpg", records), {}
     for r in records:
-        by_class.setdefault(r["image"].partition("/")[0], []).append(sheet[r["image"]])
+        by_class.setdefault(r["class"], []).append(sheet[r["image"]])
     columns = max(map(len, by_class.values()))
     size = (1.1 * columns + 0.8, 1.15 * len(by_class))
     fig, axes = plt.subplots(len(by_class), columns, figsize=size, layout="constrained", squeeze=False)
@@ -148,7 +148,7 @@ def best_patches(folder: str | Path):  # matplotlib figure; None if nothing was 
 # %% ../../nbs/folders/results.ipynb #6c074017
 def own_figures(runs: pd.DataFrame) -> dict:  # name of the file -> figure; rows of `run_table`, on the same data
     "Learning curves of all runs, and the answers of the first one."
-    data = "" if runs.data[0] == "example" else f"_{Path(runs.data[0]).stem}"
+    data = "" if runs.data[0] == "example" else f"_{data_name(runs.data[0])}"
     name, folder = f"Own_Images{data}" + "_changed" * int(runs.variant.map(len).any()), runs.folder[0]
     table, classes, several = read_answers(folder)
     title = f"{runs.scale[0]} scale: {runs.accuracy[0]:.3f} of {runs.n[0]} test images answered right"

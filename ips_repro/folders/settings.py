@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'PRESETS', 'CHOICES', 'RANGES', 'FOLDERS', 'OWN_IMAGES', 'EXPERIMENTS', 'proposed_patch',
-           'proposed_memory', 'columns_of']
+           'proposed_memory', 'columns_of', 'data_name']
 
 # %% ../../nbs/folders/settings.ipynb #24a734b2
 import hashlib
@@ -133,14 +133,17 @@ def _prepare(values):
     return values | {"data": str(path)} | found
 
 # %% ../../nbs/folders/settings.ipynb #a3f1d08a
+def data_name(data: str) -> str:
+    "A folder or table in the names of files: two of them may be called the same."
+    return data if data == "example" else f"{Path(data).stem}-{hashlib.sha256(data.encode()).hexdigest()[:6]}"
+
+
 def _folder(run, special):
-    data = run["data"]
-    name = data if data == "example" else f"{Path(data).stem}-{hashlib.sha256(data.encode()).hexdigest()[:6]}"
     extra = []
     for k, v in special.items():
         if k not in ("size", "patch_size", "M"):
             extra.append(v if isinstance(v, str) else k if v is True else f"{k}{v:g}")
-    parts = ["results", name, run["size"], "PS", run["patch_size"], f"M{run['M']}", *extra]
+    parts = ["results", data_name(run["data"]), run["size"], "PS", run["patch_size"], f"M{run['M']}", *extra]
     return re.sub(r"[^\w.-]+", "-", "_".join(map(str, parts)))
 
 

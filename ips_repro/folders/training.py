@@ -80,6 +80,8 @@ def _objects(root):
 
 def _usable(listing, bad, root):  # without the images that cannot be read, as long as every class has some left
     left = listing.without(bad)
+    if listing.of("val").items and not left.of("val").items:
+        raise ParameterError(f"data: {root}: no image for validation is readable")
     for part in ("train", "test"):
         missing = set(listing.classes) - {name for i in left.of(part).items for name in i.labels}
         if missing:
@@ -195,8 +197,8 @@ def each(runs: list[dict], load) -> str:
     run, data = runs[0], load()
     size = "as they are" if run["size"] == "native" else f"scaled to {run['size']} px"
     val = "" if data.test is data.held_out else f", {len(data.test)} for validation"
-    return (
-        f"{run['n_epochs']} epochs, {len(data.classes)} classes, {len(data.train)} images to train on{val}, "
-        f"{len(data.held_out)} to test, {size}; patches of {run['patch_size']} px, M = {run['M']}, I = {run['I']}, "
-        f"encoder {run['backbone']}"
+    images = (
+        f"{len(data.train)} images to train on{val}, {len(data.held_out)} to test ({data.listing.how_split}), {size}"
     )
+    patches = f"patches of {run['patch_size']} px, M = {run['M']}, I = {run['I']}, encoder {run['backbone']}"
+    return f"{run['n_epochs']} epochs, {len(data.classes)} classes, {images}; {patches}"

@@ -16,8 +16,8 @@ def one_task_loss(
     kind: str,  # "softmax" or "sigmoid"
     probs: Tensor,  # (B, ..., C)
     label: Tensor,  # (B,) class, or (B, C) 0/1 for "sigmoid"
-    class_weights: Tensor | None = None,  # (C,) weight of an image of this class; None: all count the same
-) -> Tensor:  # scalar, (weighted) mean over B and any dimensions between
+    class_weights: Tensor | None = None,  # (C,) weight of an image of this class, 1 on average; None: 1
+) -> Tensor:  # scalar, mean over B and any dimensions between
     "Negative log-likelihood of `log(p + 1e-6)` for softmax tasks, binary cross-entropy for sigmoid tasks."
     between = probs.shape[1:-1]
     if kind == "sigmoid":
@@ -25,7 +25,8 @@ def one_task_loss(
         weights = None if class_weights is None else torch.where(y > 0, class_weights, 1.0)
         return F.binary_cross_entropy(probs, y, weights)
     y = label.view(-1, *[1] * len(between)).expand(probs.shape[:-1])
-    return F.nll_loss((probs + 1e-6).log().flatten(0, -2), y.flatten(), class_weights)
+    losses = F.nll_loss((probs + 1e-6).log().flatten(0, -2), y.flatten(), reduction="none")
+    return (losses if class_weights is None else losses * class_weights[y.flatten()]).mean()
 
 
 def mean_task_loss(tasks: dict, probs: dict, labels: dict, class_weights: dict = {}) -> Tensor:  # scalar

@@ -136,7 +136,7 @@ def _network(folder, family, run, manifest, device):
 def _answer(kind, p, names):  # a task's probabilities (classes,) -> the answer as text, and its probability
     if kind == "softmax":
         return names[int(p.argmax())], round(float(p.max()), 4)
-    return " ".join(names[i] for i in np.flatnonzero(p >= 0.5)), round(float(np.maximum(p, 1 - p).min()), 4)
+    return "|".join(names[i] for i in np.flatnonzero(p > 0.5)), round(float(np.maximum(p, 1 - p).min()), 4)
 
 
 def answers(tasks: dict, probs: dict) -> dict:  # column -> value
