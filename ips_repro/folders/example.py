@@ -51,26 +51,20 @@ def _scratch(img, rng):
     cv2.line(img, *ends, rng.uniform(20, 220, 3).tolist(), max(1, round(min(h, w) * 0.003)), cv2.LINE_AA)
 
 # %% ../../nbs/folders/example.ipynb #a6c330e0
-CLASSES = ("cross", "hex", "slot")
+CLASSES = {"hex": (6, 0.54), "square": (4, 0.62), "triangle": (3, 0.78)}  # -> corners of the socket, its radius
 
 
-def _recess(kind, turn):  # polygons in the unit circle
-    angles = np.arange(6) / 6 * 2 * np.pi
-    bar = np.array([[-0.72, -0.17], [0.72, -0.17], [0.72, 0.17], [-0.72, 0.17]])
-    shapes = {
-        "cross": [bar, bar[:, ::-1]],
-        "hex": [0.52 * np.stack([np.cos(angles), np.sin(angles)], 1)],
-        "slot": [bar],
-    }[kind]
-    rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-    return [shape @ rotation for shape in shapes]
+def _socket(kind, turn):  # its corners, in the unit circle
+    corners, radius = CLASSES[kind]
+    angles = np.arange(corners) / corners * 2 * np.pi + turn
+    return radius * np.stack([np.cos(angles), np.sin(angles)], 1)
 
 
 def _drop(img, rng, kind, x, y, side):  # the head of a screw with its shadow; x, y: upper left corner
     head, recess = np.zeros((2, 256, 256), np.uint8)
     cv2.circle(head, (128, 128), 126, 255, -1, cv2.LINE_AA)
-    for polygon in _recess(kind, rng.uniform(0, 2 * np.pi)):
-        cv2.fillPoly(recess, [np.round((polygon * 126 + 128) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    corners = np.round((_socket(kind, rng.uniform(0, 2 * np.pi)) * 126 + 128) * 16).astype(np.int32)
+    cv2.fillPoly(recess, [corners], 255, cv2.LINE_AA, 4)
     small = [cv2.resize(m, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32) / 255 for m in (head, recess)]
     head, recess = (m[..., None] for m in small)
     metal = rng.uniform(0.45, 0.95) * (1 + rng.uniform(-0.1, 0.1, 3)) * 255
@@ -99,7 +93,7 @@ def example_image(
 
 # %% ../../nbs/folders/example.ipynb #80ba2ae3
 def _of_class(i):  # the class of image i of a part
-    return ("cross", "cross", "cross", "hex", "hex", "slot")[i % 6]
+    return ("hex", "hex", "hex", "square", "square", "triangle")[i % 6]
 
 
 def _size(rng, longest):  # height, width
