@@ -8,6 +8,7 @@ __all__ = ['SUFFIXES', 'open_image', 'read_image', 'first_line', 'image_size', '
 
 # %% ../../nbs/base/images.ipynb #8c1602e8
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -109,22 +110,27 @@ def _of_8_bits(path):
     image = _opened(path)
     if image.format == "uchar":
         return image
-    low, high = image.min(), _opened(path).max()  # each reads the file once
-    if image.format == "ushort" and high > 4095:
-        factor = 1 / 257
-    elif image.format == "ushort":
-        warnings.warn(f"{path}: no value is above 4095, so they are taken for 12 bits in 16", stacklevel=2)
-        factor = 255 / 4095
-    elif image.format in ("float", "double") and 0 <= low <= high <= 1:
-        factor = 255
-    else:
-        raise _unreadable(path, f"its values are {image.format}, from {low:g} to {high:g}")
     usual = {"grey16": "b-w", "rgb16": "srgb", "scrgb": "srgb"}.get(image.interpretation, image.interpretation)
+    factor = _factor(path, Path(path).stat().st_mtime_ns)
     return (_opened(path) * factor + 0.5).cast("uchar").copy(interpretation=usual)
+
+
+@cache
+def _factor(path, changed):  # found by reading the file twice, and kept until it changes
+    image = _opened(path)
+    low, high = image.min(), _opened(path).max()
+    if image.format == "ushort" and high > 4095:
+        return 1 / 257
+    if image.format == "ushort":
+        warnings.warn(f"{path}: no value is above 4095, so they are taken for 12 bits in 16", stacklevel=2)
+        return 255 / 4095
+    if image.format in ("float", "double") and 0 <= low <= high <= 1:
+        return 255
+    raise _unreadable(path, f"its values are {image.format}, from {low:g} to {high:g}")
 
 # %% ../../nbs/base/images.ipynb #8775ee99
 def image_size(path: str | Path) -> tuple[int, int]:  # height, width, pixels
-    "The size of an upright image, from its header alone. Errors as of `open_image`."
+    "The size of an upright image, from its header (of a BMP, from all of it). Errors as of `open_image`."
     import pyvips
 
     if not Path(path).is_file():

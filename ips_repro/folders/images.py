@@ -17,6 +17,7 @@ import torch
 from ..base.images import first_line, image_size, open_image
 from .listing import Listing
 from ..ips.image_patches import padded_size, rows_of_patches
+from ..train.kept import cell_boxes
 
 # %% ../../nbs/folders/images.ipynb #fa639b46
 _GREY = np.array([0.299, 0.587, 0.114])  # how much the colours add to lightness
@@ -96,18 +97,19 @@ class ImagePatches:
 # %% ../../nbs/folders/images.ipynb #c0a77687
 def boxes_of(
     cells: list[int],  # of the patch grid
+    scores: list[float],
     geometry: tuple,  # of `ImagePatches`
     patch_size: int,
     stride: int,
-) -> list[dict]:  # x, y, w, h of each cell in pixels of the original, cut at its edges
+) -> list[dict]:  # x, y, w, h of each cell in pixels of the original, cut at its edges, and score
     "Where patches lie."
     width, height, scale, columns = geometry
+    side, step = (patch_size / scale,) * 2, (stride / scale,) * 2
     boxes = []
-    for cell in cells:
-        x, y = (cell % columns * stride / scale, cell // columns * stride / scale)
-        x, y = min(round(x), width), min(round(y), height)
-        w, h = (min(round(patch_size / scale), most - at) for most, at in ((width, x), (height, y)))
-        boxes.append({"x": x, "y": y, "w": w, "h": h})
+    for box in cell_boxes(cells, scores, columns, side, step):
+        x, y = min(round(box["x"]), width), min(round(box["y"]), height)
+        w, h = (min(round(side[0]), most - at) for most, at in ((width, x), (height, y)))
+        boxes.append(box | {"x": x, "y": y, "w": w, "h": h})
     return boxes
 
 # %% ../../nbs/folders/images.ipynb #d45cf875

@@ -20,7 +20,7 @@ from ..runs.confusions import confusion, draw_confusion
 from ..runs.pictures import titled
 from ..runs.run import Run
 from ..runs.status import read_manifest
-from ..runs.tables import plain_runs_by_data
+from ..runs.tables import figures_by_data
 
 # %% ../../nbs/folders/results.ipynb #7b57cc82
 def row(run: Run, folder: str | Path) -> dict:  # of a finished run
@@ -166,7 +166,4 @@ def own_figures(runs: pd.DataFrame) -> dict:  # name of the file -> figure; rows
 
 def draw(experiment: str, scale: str = "paper") -> dict:  # name of the file -> figure
     "The figures that `ips-repro draw` makes, on whatever data; {} if there is nothing to draw."
-    figures = {}
-    for runs in plain_runs_by_data(EXPERIMENTS[experiment], scale):
-        figures |= own_figures(runs)
-    return figures
+    return figures_by_data(EXPERIMENTS[experiment], scale, own_figures)

@@ -7,6 +7,7 @@ __all__ = ['SCORES', 'SETTING', 'COMPARED', 'PANELS', 'row', 'published_points',
            'sign_maps', 'sign_figures', 'draw']
 
 # %% ../../nbs/signs/results.ipynb #f05f6df9
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from ..base.images import read_sheet, write_sheet
 from ..runs.pictures import titled
 from ..runs.run import Run, reduction_text
 from ..runs.status import read_manifest
-from ..runs.tables import plain_runs_by_data, published_runs
+from ..runs.tables import figures_by_data, published_runs
 from .settings import DEFAULTS, EXPERIMENTS, PRESETS
 
 # %% ../../nbs/signs/results.ipynb #efd5266d
@@ -209,7 +210,4 @@ def sign_figures(experiment: str, runs: pd.DataFrame) -> dict:  # name of the fi
 
 def draw(experiment: str, scale: str = "paper") -> dict:  # name of the file -> figure
     "The figures that `ips-repro draw` makes of an experiment, on whatever data; {} if there is nothing to draw."
-    figures = {}
-    for runs in plain_runs_by_data(EXPERIMENTS[experiment], scale):
-        figures |= sign_figures(experiment, runs)
-    return figures
+    return figures_by_data(EXPERIMENTS[experiment], scale, partial(sign_figures, experiment))

@@ -6,6 +6,7 @@
 __all__ = ['row', 'published', 'top_tiles', 'slide_note', 'auc_by_memory', 'slide_maps', 'slide_figures', 'draw']
 
 # %% ../../nbs/slides/results.ipynb #1f875222
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,7 +19,7 @@ from ..base.images import read_sheet
 from ..runs.pictures import titled
 from ..runs.run import Run, reduction_text
 from ..runs.status import read_manifest
-from ..runs.tables import plain_runs_by_data
+from ..runs.tables import figures_by_data
 from .settings import EXPERIMENTS
 
 # %% ../../nbs/slides/results.ipynb #ef332d8c
@@ -120,7 +121,4 @@ def slide_figures(experiment: str, runs: pd.DataFrame) -> dict:  # name of the f
 
 def draw(experiment: str, scale: str = "paper") -> dict:  # name of the file -> figure
     "The figures that `ips-repro draw` makes, on whatever data; {} if there is nothing to draw."
-    figures = {}
-    for runs in plain_runs_by_data(EXPERIMENTS[experiment], scale):
-        figures |= slide_figures(experiment, runs)
-    return figures
+    return figures_by_data(EXPERIMENTS[experiment], scale, partial(slide_figures, experiment))
