@@ -192,7 +192,6 @@ TESTBED = Family(
     fixed={"quick": {"quick_scale": quick_scale_sha256()}},
     substitutes=_substitutes,
     turn=_turn,
-    one_process=None,
 )
 
 

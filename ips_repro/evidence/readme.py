@@ -13,7 +13,6 @@ import nbformat
 from ..base.core import project_root, read_csv, scale_dir, write_atomic
 from ..digits.experiments import EXPERIMENTS
 from .claims_text import claims_table, claims_text
-from ..runs.family import RECIPE
 from ..runs.plan import action, make_plan
 from ..runs.registry import experiments
 from ..runs.run import recorded_run
@@ -26,7 +25,7 @@ def _recorded(scale):  # (finished, begun but not finished, superseded): folders
         manifests = (scale_dir("results", scale) / name).glob("results_*/seed_*/manifest.json")
         for folder in [path.parent for path in sorted(manifests)]:
             recipe = recorded_run(e, folder)["recipe"]
-            if recipe != RECIPE:
+            if recipe != e.family.defaults["recipe"]:
                 superseded.append(folder)
             elif state(folder) == "ok":
                 finished.append(folder)

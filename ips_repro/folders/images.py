@@ -66,9 +66,9 @@ class ImagePatches:
         self.path, self.p, self.s, self.size = Path(path), patch_size, stride, size  # size None: native
         self.pixels, self.variation = pixels, variation  # pixels: the fitted image, uint8 (size, size, 3), if kept
 
-    def varied(self, g: torch.Generator) -> "ImagePatches":
-        "The same image, changed at random."
-        return ImagePatches(self.path, self.p, self.s, self.size, self.pixels, random_variation(g, self.p))
+    def varied(self, variation: Variation) -> "ImagePatches":
+        "The same image, changed."
+        return ImagePatches(self.path, self.p, self.s, self.size, self.pixels, variation)
 
     def _image(self):
         if self.pixels is not None:

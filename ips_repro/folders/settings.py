@@ -19,7 +19,7 @@ from ..base.images import image_size
 from ..base.params import ParameterError
 from .listing import listing_version, read_listing
 from ..runs import family
-from ..runs.family import RECIPE, Experiment, Family, Like, by_scale, warmup_that_fits
+from ..runs.family import RECIPE_BY_IMAGE, Experiment, Family, Like, by_scale, warmup_that_fits
 
 # %% ../../nbs/folders/settings.ipynb #38084ead
 # fmt: off
@@ -29,7 +29,7 @@ DEFAULTS = dict(  # every parameter of a run; None: taken from the scale, or pro
     size=None, patch_size=None, stride=None, n_train=None, n_test=None, longest=None, n_epochs=None,
     warmup_epochs=None, eval_every=None, batch_size=None, lr=3e-4, M=None, I=32, weight_decay=0.1, backbone=None,
     pretrained=None, frozen=False, augment=True, class_weights="balanced", mask_p=0.0, mask_k=10, w_diversity=0.0,
-    diversity_of="output", w_semantic=0.0, check=True, precision="auto", determinism="fast", recipe=RECIPE,
+    diversity_of="output", w_semantic=0.0, check=True, precision="auto", determinism="fast", recipe=RECIPE_BY_IMAGE,
 )
 # fmt: on
 
@@ -158,7 +158,6 @@ FOLDERS = Family(
     ("seed", "data"),
     derived=("data_version", "height", "width", "smallest"),
     unimportant=("eval_every", "check", "precision", "determinism"),
-    one_process="its images differ in their number of patches, and are looked at one by one",
     prepare=_prepare,
 )
 

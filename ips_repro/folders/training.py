@@ -18,7 +18,7 @@ from ..base.core import child_seed, read_csv, seed_libraries
 from ..base.download import cache_root
 from ..base.params import ParameterError
 from .example import example_version, make_example
-from .images import KEEP_GIB, FolderImages, decode_all
+from .images import KEEP_GIB, FolderImages, Variation, decode_all, random_variation
 from .listing import Listing, read_listing, write_split
 from .record import write_record
 from .settings import columns_of
@@ -131,9 +131,14 @@ class ImageIPSNet(BagIPSNet):
     def encode(self, x: Tensor, encoder=None) -> Tensor:  # (n, 3, p, p) in [0, 1] -> (n, D)
         return super().encode((x - self.mean) / self.std, encoder)
 
+    def changes(self, B: int, g: torch.Generator | None, patch_size: int) -> list[Variation]:
+        "How B images are varied in training."
+        return [random_variation(g, patch_size) for _ in range(B)]
+
     def forward(self, images: list, generator: torch.Generator = None):
         if self.training and self.augmented:
-            images = [image.varied(generator) for image in images]
+            changes = self.changes(len(images), generator, images[0].p)
+            images = [image.varied(change) for image, change in zip(images, changes)]
         return super().forward(images, generator)
 
 # %% ../../nbs/folders/training.ipynb #3d690c58

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .cross_attention import Pooled
-from .streaming import select_stream
+from .streaming import Streamed, select_stream
 from ..ips_net import IPSNet, Output
 
 # %% ../../nbs/ips/bag_net.ipynb #4948aba6
@@ -19,10 +19,25 @@ class BagIPSNet(IPSNet):
 
     Patches are features or images; uint8 becomes [0, 1]. A bag may have fewer patches than M: then all are kept."""
 
-    def _pooled(self, x, sizes):  # (sum of sizes, D) -> Pooled of B bags; attention padded with zeros to the longest
+    def image_seeds(self, B: int, generator: torch.Generator = None) -> list[int]:
+        "A number for each of B images, which decides all that is drawn for it alone: masking and dropout."
+        return torch.randint(2**62, (B,), generator=generator).tolist() if self.training else [0] * B
+
+    def select_one(self, bag, seed: int) -> Streamed:
+        "What is kept of one image."
+        blocks = ((places.to(self.device), patches.to(self.device)) for places, patches in bag.blocks())
+        return select_stream(self, blocks, torch.Generator().manual_seed(seed))
+
+    def pool_one(self, x: Tensor, seed: int) -> Pooled:  # (n, D) -> B = 1
+        "Attend to the survivors of one image."
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            return self.transf(x[None])
+
+    def _pooled(self, x, sizes, seeds):  # (sum of sizes, D) -> Pooled of B bags; attention padded with zeros
         parts = []
-        for part in x.split(sizes):
-            p = self.transf(part[None])
+        for part, seed in zip(x.split(sizes), seeds):
+            p = self.pool_one(part, seed)
             parts.append(p._replace(attn=torch.nn.functional.pad(p.attn, (0, max(sizes) - p.attn.shape[-1]))))
         return Pooled(*(torch.cat(v) for v in zip(*parts)))
 
@@ -31,9 +46,7 @@ class BagIPSNet(IPSNet):
         return self.encode(patches.float() / 255 if patches.dtype == torch.uint8 else patches)
 
     def forward(self, bags: list, generator: torch.Generator = None) -> Output:
-        kept = []
-        for b in bags:
-            blocks = ((places.to(self.device), patches.to(self.device)) for places, patches in b.blocks())
-            kept.append(select_stream(self, blocks, generator))
-        pooled = self._pooled(self._survivors(kept), [len(k.patches) for k in kept])
+        seeds = self.image_seeds(len(bags), generator)
+        kept = [self.select_one(bag, seed) for bag, seed in zip(bags, seeds)]
+        pooled = self._pooled(self._survivors(kept), [len(k.patches) for k in kept], seeds)
         return Output(self.classify(pooled.tokens), pooled, [k.selection for k in kept])

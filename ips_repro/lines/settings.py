@@ -195,6 +195,7 @@ LINE = Family(
     in_paper=_in_paper,
     cost=cost,
     prepare=_prepare,
+    one_process="its random numbers are not drawn image by image",
 )
 
 EXPERIMENTS = {

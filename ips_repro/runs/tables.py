@@ -49,7 +49,7 @@ def finished_runs(experiment: Experiment, scales: tuple) -> pd.DataFrame:  # col
     for folder in (f for scale in scales for f in finished_folders(experiment.name, scale)):
         try:
             run = recorded_run(experiment, folder)
-            if run["recipe"] != RECIPE or run.counted_as in seen:
+            if run["recipe"] != experiment.family.defaults["recipe"] or run.counted_as in seen:
                 continue
             if altered := altered_output(folder):
                 raise ValueError(f"{altered} is not what the run wrote")

@@ -145,7 +145,6 @@ SIGNS = Family(
     derived=("data_version",),
     cost=cost,
     prepare=_prepare,
-    one_process=None,
 )
 
 # %% ../../nbs/signs/settings.ipynb #c545197a

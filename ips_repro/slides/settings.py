@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..base.params import ParameterError
 from ..runs import family
-from ..runs.family import RECIPE, Experiment, Family, by_scale, warmup_that_fits
+from ..runs.family import RECIPE_BY_IMAGE, Experiment, Family, by_scale, warmup_that_fits
 
 # %% ../../nbs/slides/settings.ipynb #49f5ab50
 # fmt: off
@@ -20,7 +20,7 @@ DEFAULTS = dict(  # every parameter of a run, at its published value; None: take
     data="made", data_version=None, seed=0, side=None, n_train=None, n_test=None, tumour_share=0.1,
     encoder=None, pretrained=True, n_epochs=None, warmup_epochs=None, eval_every=1, batch_size=None, lr=3e-4,
     M=None, I=None, D=512, weight_decay=0.1, mask_p=0.0, mask_k=10, w_diversity=0.0, w_semantic=0.0,
-    precision="auto", determinism="fast", recipe=RECIPE,
+    precision="auto", determinism="fast", recipe=RECIPE_BY_IMAGE,
 )
 # fmt: on
 

@@ -6,7 +6,6 @@
 __all__ = ['choose', 'device_name', 'determinism', 'flat_row', 'summarise', 'stale', 'checkpoint_due', 'train_into']
 
 # %% ../../nbs/train/session.ipynb #c59d8d72
-import itertools
 import os
 import time
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from safetensors.torch import save as safetensors
 from ..base.core import definite_scale, out_root, write_atomic
 from ..base.limits import check_time, give_way
 from ..base.params import ParameterError
-from ..base.progress import Progress
+from ..base.progress import Progress, remaining_seconds
 from ..runs.folder import RunFolder
 from ..runs.speed import cpu_model
 from ..runs.status import is_done, parameters_hash, state
@@ -134,8 +133,7 @@ def _resumed(record, key, make):  # -> trainer, the rows of the epochs that are 
 
 
 def _flat_rows(rows, n_epochs):  # as they stood in metrics.csv
-    spent = itertools.accumulate(r["seconds"] for r in rows)
-    return [flat_row(r, s / r["epoch"] * (n_epochs - r["epoch"])) for r, s in zip(rows, spent)]
+    return [flat_row(row, remaining_seconds(rows[: i + 1], n_epochs)) for i, row in enumerate(rows)]
 
 # %% ../../nbs/train/session.ipynb #52486a4b
 _SECONDS_APART = 10  # between checkpoints on a GPU, where an epoch may take hardly longer than to write one

@@ -41,8 +41,19 @@ class Share:
         finally:
             self.whole, self.rows, self.n = None, slice(None), 0
 
+    @contextmanager
+    def apart(self):
+        "Inside the block an image is looked at by itself: there is no batch."
+        outside = self.whole, self.rows
+        self.whole, self.rows = None, slice(None)
+        try:
+            yield
+        finally:
+            self.whole, self.rows = outside
+
 # %% ../../nbs/train/shares.ipynb #b819dde4
-_DRAWN = ("order", "changes")  # methods of networks: (B, ...) -> something for each of B images
+_DRAWN = ("order", "changes", "image_seeds")  # methods of networks: (B, ...) -> something for each of B images
+_APART = ("select_one", "pool_one")  # methods that look at a single image, of `BagIPSNet`
 
 
 def _of_whole_batch(draw, share):  # `draw(B, ...)`, drawn for all images of a batch: the rows of this process
@@ -50,6 +61,14 @@ def _of_whole_batch(draw, share):  # `draw(B, ...)`, drawn for all images of a b
         return draw(share.whole or B, *args, **kwargs)[share.rows]
 
     return drawn
+
+
+def _apart(method, share):  # an image that is looked at by itself is no part of a batch
+    def one(*args, **kwargs):
+        with share.apart():
+            return method(*args, **kwargs)
+
+    return one
 
 
 def _masks_of_whole_batch(draws, share):  # as `STKIM.draws`
@@ -83,6 +102,9 @@ def share_draws(net, share: Share) -> None:
     for name in _DRAWN:
         if hasattr(net, name):
             setattr(net, name, _of_whole_batch(getattr(net, name), share))
+    for name in _APART:
+        if hasattr(net, name):
+            setattr(net, name, _apart(getattr(net, name), share))
     net.search = _bound_of_whole_batch(net.search, net, share)
     if net.mask is not None:
         net.mask.draws = _masks_of_whole_batch(net.mask.draws, share)
@@ -150,15 +172,17 @@ class WholeBatch(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.batch_norm and kwargs["training"]:
             return _batch_norm(self.share, *args, **kwargs)
-        if func is F.dropout and kwargs["training"] and kwargs["p"]:
+        if func is F.dropout and kwargs["training"] and kwargs["p"] and self.share.whole:
             return _dropout(self.share, *args, kwargs["p"])
         return func(*args, **kwargs)
 
 # %% ../../nbs/train/shares.ipynb #503cde8c
 def check_net(net: nn.Module) -> None:
     "Raises `ParameterError` for a network whose batches cannot be shared."
+    uneven = hasattr(net, "image_seeds")  # images differ in how many rows of a batch are theirs
     for name, module in net.named_modules():
-        other = isinstance(module, _DropoutNd) and not isinstance(module, nn.Dropout) and module.p
+        allowed = isinstance(module, nn.Dropout) and not (uneven and name.startswith("encoder."))
+        other = isinstance(module, _DropoutNd) and not allowed and module.p
         if other or getattr(module, "drop_prob", 0):
             what = f"{name} of the network ({type(module).__name__}) draws for each process apart"
             raise ParameterError(f"devices: {what}; without --devices it can be trained")
