@@ -170,6 +170,8 @@ def _about_plans(sub):
     for command, do in ((plan, cmd_plan), (sweep, cmd_sweep)):
         command.add_argument("what", nargs="*", help="a plan's file (.json), or experiments")
         command.add_argument("--scale", help="paper (default), quick or smoke")
+        pair = dict(nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+        command.add_argument("-p", dest="parameter", **pair, help="a parameter of the runs, as for `ips-repro run`")
         command.set_defaults(do=do)
     plan.add_argument("--json", metavar="OUT", help="also write the plan to this file")
     about_sweeps(sweep)
@@ -199,8 +201,9 @@ def _about_results(sub):
 def _about_test(sub):
     test = sub.add_parser("test", help="run the tests that live in the notebooks")
     test.add_argument("notebooks", nargs="*", help="parts of notebook names (default: all)")
-    test.add_argument("--slow", action="store_true", help="also the cells marked slow")
-    test.add_argument("--timeout", type=int, default=300, help="seconds for each notebook (default 300)")
+    slow = bool(os.environ.get("IPS_REPRO_SLOW"))
+    test.add_argument("--slow", action="store_true", default=slow, help="also the cells marked slow (IPS_REPRO_SLOW=1)")
+    test.add_argument("--timeout", type=int, help="seconds for each notebook (default 300, with slow cells 1500)")
     test.add_argument("--workers", type=int, default=2, help="notebooks at once (default 2)")
     test.set_defaults(do=cmd_test)
 

@@ -13,11 +13,12 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib import import_module
 
-from ..base.core import SCALES, sigterm_interrupts, write_json
+from ..base.core import SCALES, project_root, sigterm_interrupts, write_json
 from ..base.limits import devices, set_background, set_devices, set_time
 from ..base.params import ParameterError
+from .request import typed
 from ..digits.settings import check_values
-from ..runs.registry import experiments, part
+from ..runs.registry import experiment, experiments, part
 
 # %% ../../nbs/cli/sweep_commands.ipynb #3a48da92
 def _lines(args, substitutes=False):
@@ -27,12 +28,24 @@ def _lines(args, substitutes=False):
     if args.scale not in (None, *SCALES):
         raise ParameterError(f"scale: {args.scale!r} is none of {', '.join(SCALES)}")
     if not any(w.endswith(".json") for w in args.what):
-        return make_plan(args.what, args.scale or "paper", substitutes)
-    if len(args.what) > 1 or args.scale:
+        return make_plan(args.what, args.scale or "paper", substitutes, _asked(args.what, args.parameter))
+    if len(args.what) > 1 or args.scale or args.parameter:
         raise ParameterError(
             "plan: a file says itself which runs and at which scale; nothing else can be given beside it"
         )
     return read_plan(args.what[0])
+
+
+def _asked(names, pairs):  # experiment -> typed parameters
+    asked = {}
+    for e in (experiment(name) for name in names or experiments()) if pairs else ():
+        asked[e.name] = typed(project_root() / "nbs" / f"{e.notebook}.ipynb", pairs)
+        for name in asked[e.name]:
+            if name not in e.family.defaults or name in e.asks:
+                raise ParameterError(
+                    f"{name}: it is not what the runs of {e.name} are made of; a plan has no use for it"
+                )
+    return asked
 
 
 def cmd_plan(args) -> int:

@@ -27,6 +27,7 @@ def make_plan(
     names: list = (),  # of experiments; default: all
     scale: str = "paper",
     substitutes: bool = False,  # plan with other data where those of the scale are missing?
+    asked: dict = {},  # experiment -> parameters to ask for, typed
 ) -> list[dict]:  # id, notebook, given, folder, parameters, scale, cpu_minutes, gib
     """One line per run of the experiments; those that matter most to their family first.
 
@@ -37,7 +38,7 @@ def make_plan(
     asked_for = {name: experiment(name) for name in names or experiments()}
     others = {e.family.name: e.family.substitutes(scale, {}) if substitutes else {} for e in asked_for.values()}
     for e in asked_for.values():
-        for run in experiment_runs(e, others[e.family.name], scale):
+        for run in experiment_runs(e, others[e.family.name] | asked.get(e.name, {}), scale):
             lines.append(_line(run))
             if minutes := recall(run):
                 measured[lines[-1]["id"]] = minutes
