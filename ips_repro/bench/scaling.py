@@ -50,7 +50,7 @@ SWEEPS = {  # scale -> the base setting, and the values along each axis
     ),
     "smoke": (
         dict(canvas=300, n_noise=40, M=5, I=5, patch_size=50, images=1),
-        dict(canvas=[300], n_noise=[5], M=[5], I=[5], patch_size=[50]),
+        dict(canvas=[300], n_noise=[40], M=[5], I=[5], patch_size=[50]),
     ),
 }
 
