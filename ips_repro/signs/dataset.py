@@ -63,7 +63,8 @@ class SignPictures:
             return None
         image = open_image(self.signs.files[i])
         y, x = self.size[0] / image.height, self.size[1] / image.width
-        return sign.x_min * x, sign.y_min * y, sign.x_max * x, sign.y_max * y
+        left, top, right, bottom = sign.box
+        return left * x, top * y, right * x, bottom * y
 
 # %% ../../nbs/signs/dataset.ipynb #d2c4850c
 def sign_root(run: dict) -> Path:
