@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import printable, write_atomic
-from .tables import read_table
+from .tables import TABLES, listed_files
 
 # %% ../../nbs/base/images.ipynb #ea91ae26
 def open_image(
@@ -197,22 +197,22 @@ SUFFIXES = (
 
 
 def list_images(
-    source: str | Path,  # a folder, a CSV or a file
+    source: str | Path,  # a folder, a table or a file
     suffixes: tuple = SUFFIXES,  # endings of the files that are meant
 ) -> list[Path]:
-    """Return the images of a folder, sorted by name, or those listed in the column `path` of a CSV (relative to it).
+    """Return the images of a folder, sorted by name, or those listed in the column `path` of a table (relative to it).
 
     Raises `ValueError` if there are none."""
     source = Path(source)
     if source.is_dir():
         found = sorted(p for p in source.iterdir() if p.suffix.lower() in suffixes)
-    elif source.suffix.lower() == ".csv" and source.is_file():
-        found = [source.parent / row["path"] for _, row in read_table(source, ("path",)) if row["path"]]
+    elif source.suffix.lower() in TABLES and source.is_file():
+        found = listed_files(source, suffixes)
     elif source.suffix.lower() in suffixes:
         found = [source]
     else:
         kinds = ", ".join(suffixes)
-        raise ValueError(f"{source} is neither a folder, a CSV with a column 'path', nor an image ({kinds})")
+        raise ValueError(f"{source} is neither a folder, a table with a column 'path', nor an image ({kinds})")
     if not found:
         raise ValueError(f"{source}: no images ({', '.join(suffixes)})")
     return found

@@ -13,7 +13,7 @@ import re
 import warnings
 from pathlib import Path, PureWindowsPath
 
-from .words import is_part
+from .words import as_text, is_part
 
 # %% ../../nbs/base/tables.ipynb #1357b6fe
 _MARKS = {  # at the beginning of a file -> its encoding; the longer ones first
@@ -50,7 +50,7 @@ def text_lines(path: str | Path) -> list[str]:
             raise ValueError(f"{path}, line {line}: it is not {encoding.upper()}, as its beginning says") from None
         warnings.warn(f"{path} is not UTF-8 and is read as Windows-1252", stacklevel=3)
         text = data.decode("cp1252", "surrogateescape")
-    lines = list(io.StringIO(text, newline=""))
+    lines = list(io.StringIO(text.lstrip("\ufeff"), newline=""))
     for n, line in enumerate(lines, 1):
         if "\0" in line:
             raise ValueError(f"{path}, line {n}: it is no text: there is a zero byte in it")
@@ -204,7 +204,9 @@ def part_column(
     columns = rows[0][1] if rows else {}
     if usual in columns:
         return usual
-    fit = [c for c in columns if _bare(c) in _PART_COLUMNS and all(is_part(row[c]) for _, row in rows)]
+    named = [c for c in columns if _bare(c) in _PART_COLUMNS]
+    given = {c: [row[c] for _, row in rows if as_text(row[c])] for c in named}
+    fit = [c for c in named if given[c] and all(map(is_part, given[c]))]
     if len(fit) > 1:
         raise ValueError(f"{path}: no column {usual!r}, and {' or '.join(map(repr, fit))} may be meant")
     if fit:

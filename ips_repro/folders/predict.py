@@ -9,16 +9,13 @@ __all__ = ['Predictor']
 from pathlib import Path
 
 from ..base.images import SUFFIXES, image_size, list_images
-from ..base.tables import read_table
+from ..base.tables import TABLES, read_table
 from .images import ImagePatches
 from .listing import placed
 from .record import look
 from ..train.predict import Look, RunPredictor
 
 # %% ../../nbs/folders/predict.ipynb #8943d543
-_TABLES = (".csv", ".tsv", ".txt")
-
-
 class Predictor(RunPredictor):
     "A run on one's own images; see [train/predict](../train/predict.ipynb)."
 
@@ -30,7 +27,7 @@ class Predictor(RunPredictor):
     def inputs(self, source: str | Path) -> list[Path]:
         "The images of a folder and of the folders in it, those that a table lists, or one image."
         source = Path(source)
-        if source.suffix.lower() in _TABLES and source.is_file():
+        if source.suffix.lower() in TABLES and source.is_file():
             rows = read_table(source, (self.run["path_column"],))
             return [placed(source.parent, row[self.run["path_column"]], f"{source}, line {n}") for n, row in rows]
         if not source.is_dir():

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 
 from ..base.core import write_atomic
 from ..base.images import SUFFIXES, read_image
+from ..base.words import part_folders
 from ..line_drawing import read_drawing
 
 # %% ../../nbs/lines/data.ipynb #276e7e0b
@@ -141,13 +142,24 @@ class Split(NamedTuple):
     classes: list  # names, in the order of the labels
 
 
+def _part_folder(root, split):  # called so, or by another word for it; what is kept for a test will do to validate on
+    if (root / split).is_dir():
+        return root / split
+    try:
+        found = part_folders(root) if root.is_dir() else {}
+    except ValueError as e:
+        raise ValueError(f"data: {e}") from None
+    for part in ("val", "test") if split == "val" else (split,):
+        if part in found:
+            return found[part]
+    raise ValueError(f"data: there is no folder {root / split}")
+
+
 def read_split(root: str | Path, split: str) -> Split:
     """The pictures in `root/split`: a folder for each class, images in them (also deeper).
 
     `ValueError` for a missing split, a class without images, or fewer than two classes."""
-    folder = Path(root) / split
-    if not folder.is_dir():
-        raise ValueError(f"data: there is no folder {folder}")
+    folder = _part_folder(Path(root), split)
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(classes) < 2:
         holds = f"one class only, {classes[0]}" if classes else "no class folders"

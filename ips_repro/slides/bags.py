@@ -12,6 +12,8 @@ import h5py
 import numpy as np
 import torch
 
+from ..base.words import class_number, part_name
+
 # %% ../../nbs/slides/bags.ipynb #dc831f4f
 class Bag:
     "The tiles of one slide in a file, read when they are needed."
@@ -72,11 +74,7 @@ def _bag(path, name, g, part):
     bag = _unlabelled(path, name, g)
     if "label" not in g.attrs:
         raise ValueError("no attribute 'label'")
-    if (label := int(g.attrs["label"])) not in (0, 1):
-        raise ValueError(f"its label is {label}, neither 0 nor 1")
-    if (part := part or g.attrs.get("part", "train")) not in ("train", "test"):
-        raise ValueError(f"its part is {part!r}, neither train nor test")
-    bag.label, bag.part = label, part
+    bag.label, bag.part = class_number(g.attrs["label"]), part or part_name(g.attrs.get("part", "train")) or "train"
     return bag
 
 # %% ../../nbs/slides/bags.ipynb #93b64dc5

@@ -19,28 +19,33 @@ import timm
 import torch
 from filelock import FileLock, Timeout
 
-from ..base.tables import read_table
+from ..base.tables import listed_file, part_column, read_table
+from ..base.words import class_number, part_name
 from ..ips.encoders import backbone_of, normalisation, tried
 from .tiles import SUFFIXES, open_slide, read_tiles, tissue_of
 
 # %% ../../nbs/slides/features.ipynb #77eec678
-_LABELS = {"0": 0, "1": 1, "normal": 0, "tumor": 1, "tumour": 1}
-
-
 def _listed(table):  # {slide: (label, part)} of a labels.csv
-    found = {}
-    for line, r in read_table(table, ("slide", "label")):
-        slide, given, part = r["slide"], r["label"], r.get("part") or "train"
-        label = _LABELS.get(given.lower())
-        if not slide or label is None:
-            labels = ", ".join(_LABELS)
-            raise ValueError(f"{table}, line {line}: slide {slide!r}, label {given!r}; labels are {labels}")
-        if part not in ("train", "test"):
-            raise ValueError(f"{table}, line {line}: part {part!r} is neither train nor test")
+    found, rows = {}, read_table(table, ("slide", "label"), ("part",))
+    column = part_column(table, rows, "part")
+    for line, r in rows:
+        try:
+            path = listed_file(table.parent, r["slide"], SUFFIXES)
+            given = class_number(r["label"]), part_name(r.get(column, "")) or "train"
+        except ValueError as e:
+            raise ValueError(f"{table}, line {line}: slide {r['slide']!r}, {e}") from None
+        slide = path.relative_to(table.parent).as_posix() if path.is_relative_to(table.parent) else str(path)
         if slide in found:
             raise ValueError(f"{table}, line {line}: {slide} stands there twice")
-        found[slide] = label, part
+        found[slide] = given
     return found
+
+
+def _label_in(name):  # tumor_001.tif; None if no label stands there
+    try:
+        return class_number(name.split("_")[0])
+    except ValueError:
+        return None
 
 
 def list_slides(folder: str | Path) -> dict:  # name of the file -> (label, part), in order; label None: not known
@@ -52,11 +57,7 @@ def list_slides(folder: str | Path) -> dict:  # name of the file -> (label, part
         return _listed(folder / "labels.csv")
     if not folder.is_dir():
         raise ValueError(f"slides: there is no folder {folder}")
-    found = {
-        p.name: (_LABELS.get(p.name.split("_")[0].lower()), "train")
-        for p in sorted(folder.iterdir())
-        if p.suffix.lower() in SUFFIXES
-    }
+    found = {p.name: (_label_in(p.name), "train") for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES}
     if not found:
         raise ValueError(f"slides: {folder} holds no slide ({', '.join(SUFFIXES)})")
     return found

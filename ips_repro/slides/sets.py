@@ -85,6 +85,16 @@ def _check_classes(bags, bad, path):  # both in both parts
         )
 
 
+def _tested(
+    bags,
+):  # those that count, and why others do not: what was kept for validation is tested on if nothing else is
+    if not any(b.part == "test" for b in bags):
+        for b in bags:
+            b.part = "test" if b.part == "val" else b.part
+    left = {b.name: "it is kept for validation, which runs on slides do not need" for b in bags if b.part == "val"}
+    return [b for b in bags if b.part != "val"], left
+
+
 def run_bags(run: dict, device: str = "cpu") -> tuple[list[Bag], dict]:  # bags; slide -> why it cannot be used
     """The slides of a run; those that are generated are made and encoded if they are not there yet.
 
@@ -100,6 +110,7 @@ def run_bags(run: dict, device: str = "cpu") -> tuple[list[Bag], dict]:  # bags;
         bags, bad = read_bags(path)
     except ValueError as e:
         raise ParameterError(str(e)) from None
-    bad |= failed
+    bags, left = _tested(bags)
+    bad |= failed | left
     _check_classes(bags, bad, path)
     return bags, bad
