@@ -16,7 +16,7 @@ from statistics import median
 import psutil
 
 from ..base.images import image_size
-from ..base.params import ParameterError
+from ..base.params import ParameterError, absolute_path
 from .listing import listing_version, read_listing
 from ..runs import family
 from ..runs.family import RECIPE_BY_IMAGE, Experiment, Family, Like, by_scale, warmup_that_fits
@@ -117,7 +117,7 @@ def _prepare(values):
     data = values.get("data", "example")
     if data == "example":
         return values
-    path = Path(data).expanduser().resolve()
+    path = absolute_path("data", data)
     if not path.exists():
         raise ParameterError(f"data: {data!r} is not 'example', and there is no folder or table {path}")
     for name in _MADE:

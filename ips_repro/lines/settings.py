@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..base.core import sha256
-from ..base.params import ParameterError
+from ..base.params import ParameterError, absolute_path
 from ..runs import family
 from ..runs.family import RECIPE, Experiment, Family, by_scale, warmup_that_fits
 
@@ -142,7 +142,7 @@ def line_inputs(values: dict) -> dict:  # data, drawings
 def _place(name, given, known, there):  # one of `known`, or the absolute path of something that exists
     if given in known:
         return given
-    path = Path(given).expanduser().resolve()
+    path = absolute_path(name, given)
     if not there(path):
         raise ParameterError(f"{name}: {given!r} is not {' or '.join(known)}, and there is no {path}")
     return str(path)

@@ -124,12 +124,13 @@ def check_values(
             if v is None:
                 continue
             if isinstance(like := choices.get(name), Like):
-                if not re.fullmatch(like.pattern, v):
+                if not re.fullmatch(like.pattern, str(v)):
                     raise ParameterError(f"{name}: {v!r} {like.wrong}")
             elif name in choices and v not in choices[name]:
                 raise ParameterError(f"{name}: {v!r} is none of {', '.join(choices[name])}")
             if name in ranges and isinstance(v, (int, float)) and not ranges[name][0] <= v <= ranges[name][1]:
-                raise ParameterError(f"{name}: {v:g} is not between {ranges[name][0]:g} and {ranges[name][1]:g}")
+                shown = f"{v:g}" if abs(v) < 1e300 else "so large a number"  # an int may have any number of digits
+                raise ParameterError(f"{name}: {shown} is not between {ranges[name][0]:g} and {ranges[name][1]:g}")
 
 # %% ../../nbs/runs/family.ipynb #0ad120c9
 def listed(v) -> list:

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from ..base.grids import grid_shape
-from ..base.params import ParameterError
+from ..base.params import ParameterError, absolute_path
 from ..runs import family
 from ..runs.family import RECIPE, Experiment, Family, by_scale, warmup_that_fits
 
@@ -90,7 +90,7 @@ def _prepare(values):
     data = values.get("data", "scenes")
     if data == "scenes":
         return values
-    path = Path(data).expanduser().resolve() if data != "sts" else "the real set"
+    path = absolute_path("data", data) if data != "sts" else "the real set"
     if data != "sts" and not path.is_dir():
         raise ParameterError(f"data: {data!r} is neither 'scenes' nor 'sts', and there is no folder {path}")
     for name in ("o2i", "n_train", "n_test"):

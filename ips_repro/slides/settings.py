@@ -10,7 +10,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from ..base.params import ParameterError
+from ..base.params import ParameterError, absolute_path
 from ..runs import family
 from ..runs.family import RECIPE_BY_IMAGE, Experiment, Family, by_scale, warmup_that_fits
 
@@ -63,7 +63,7 @@ def _prepare(values):
     data = values.get("data", "made")
     if data == "made":
         return values
-    path = Path(data).expanduser().resolve()
+    path = absolute_path("data", data)
     if not path.exists():
         raise ParameterError(f"data: {data!r} is not 'made', and there is no file or folder {path}")
     if there := [k for k in _MADE if values.get(k) not in (None, DEFAULTS[k])]:
