@@ -6,14 +6,14 @@
 __all__ = ['ONLY_SLIDES', 'SUFFIXES', 'one_of_each_series', 'slide_files', 'opened_file', 'slides_in', 'open_slide', 'region',
            'bounds', 'pixel_size', 'slide_image', 'slide_thumbnail']
 
-# %% ../../nbs/base/whole_slides.ipynb #d488537a
+# %% ../../nbs/base/whole_slides.ipynb #527cf805
 import re
 import struct
 from pathlib import Path
 
 import numpy as np
 
-# %% ../../nbs/base/whole_slides.ipynb #5905bd1d
+# %% ../../nbs/base/whole_slides.ipynb #6c5db55a
 ONLY_SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi", ".dcm")
 SUFFIXES = (".tif", ".tiff", *ONLY_SLIDES)
 _SERIES = re.compile(rb"\x20\x00\x0d\x00UI..[\d.\0]+\x20\x00\x0e\x00UI..([\d.]+)", re.DOTALL)  # after the study
@@ -43,11 +43,13 @@ def one_of_each_series(
 
 
 def slide_files(path: str | Path) -> list[Path]:
-    "All files that a slide consists of, as far as they lie in its folder or in the one that MIRAX names after it."
-    path = opened_file(path)
+    "The files of a slide, first the one by which it is opened: of a DICOM series all, of MIRAX those in its folder."
+    path, others = opened_file(path), []
     if path.suffix.lower() == ".dcm" and (series := _series(path)):
-        return [p for p in sorted(path.parent.glob("*.dcm")) if _series(p) == series]
-    return [path, *sorted(p for p in path.with_suffix("").glob("*") if p.is_file())]
+        others = [p for p in path.parent.glob("*.dcm") if p != path and _series(p) == series]
+    elif path.suffix.lower() == ".mrxs":
+        others = [p for p in path.with_suffix("").glob("*") if p.is_file()]
+    return [path, *sorted(others)]
 
 
 def _dicom_in(folder):
@@ -67,7 +69,7 @@ def slides_in(folder: str | Path) -> list[Path]:
     inside = {p: _dicom_in(p) for p in found if p.is_dir()}
     return sorted([*files, *(s for p, slides in inside.items() for s in ([p] if len(slides) == 1 else slides))])
 
-# %% ../../nbs/base/whole_slides.ipynb #0c6165c4
+# %% ../../nbs/base/whole_slides.ipynb #9f2210c7
 def open_slide(path: str | Path):
     """An `openslide.OpenSlide` of a file, or of a folder with one DICOM series.
 
@@ -121,7 +123,7 @@ def _number(text):  # a finite number, or None
         return None
     return value if np.isfinite(value) else None
 
-# %% ../../nbs/base/whole_slides.ipynb #f3180580
+# %% ../../nbs/base/whole_slides.ipynb #193279b3
 _PLAUSIBLE = (0.02, 25)  # µm
 _UM = {"µm": 1.0, "um": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "inch": 25_400.0, "centimeter": 1e4}
 
@@ -152,7 +154,7 @@ def pixel_size(slide) -> float | None:  # µm per pixel at level 0
             return (x + y) / 2
     return None
 
-# %% ../../nbs/base/whole_slides.ipynb #bfea2100
+# %% ../../nbs/base/whole_slides.ipynb #543c5ad4
 _STRIP = 256  # rows of a strip, as high as the tiles of most slides
 
 
@@ -205,7 +207,7 @@ class _Strips:  # a level of a slide as the bytes of that TIFF
         self.at = (0, self.at, self.size)[whence] + offset
         return self.at
 
-# %% ../../nbs/base/whole_slides.ipynb #e33df466
+# %% ../../nbs/base/whole_slides.ipynb #d1c85cc1
 def slide_image(
     path: str | Path,
     side: int | None = None,  # pixels that its longer side has at least, unless the slide has less; None: level 0
