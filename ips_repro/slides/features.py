@@ -20,8 +20,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..base.tables import listed_file, part_column, read_table
-from ..base.words import class_number, part_name
 from ..base.whole_slides import SUFFIXES, open_slide, pixel_size, slide_files, slides_in
+from ..base.words import class_number, part_name
 from ..ips.encoders import backbone_of, normalisation, tried
 from .tiles import read_tiles, tissue_of
 

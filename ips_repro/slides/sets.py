@@ -13,7 +13,7 @@ from pathlib import Path
 from ..base.download import cache_root
 from ..base.params import ParameterError
 from ..base.progress import duration, wants_bar
-from .bags import Bag, read_bags
+from .bags import Bag, finite_bags, read_bags
 from .features import Extractor, extract_features
 from .synthetic import make_slides, scenes_version
 
@@ -25,10 +25,17 @@ def made_slides(side: int, n_train: int, n_test: int, share: float) -> Path:
 
 
 def features_file(
-    slides: Path, encoder: str, pretrained: bool = True, tile: int = 256, crop: int = 224, tissue: float = 0.25
+    slides: Path,
+    encoder: str,
+    pretrained: bool = True,
+    tile: int = 256,
+    crop: int = 224,
+    tissue: float = 0.25,
+    mpp: float | None = 0.5,
 ) -> Path:
     "The default place for the features of a folder of slides."
     slides, special = slides.resolve(), "" if (tile, crop, tissue) == (256, 224, 0.25) else f"_{tile}_{crop}_{tissue:g}"
+    special += "" if mpp == 0.5 else f"_{mpp:g}um" if mpp else "_level0"
     own = "" if slides.parent == cache_root() else "-" + hashlib.sha256(str(slides).encode()).hexdigest()[:6]
     return cache_root() / "features" / f"{slides.name}{own}_{encoder}{'' if pretrained else '_random'}{special}.h5"
 
@@ -80,8 +87,9 @@ def _check_classes(bags, bad, path):  # both in both parts
             continue
         lacks = f"with label {1 - labels.pop()}" if labels else "at all"
         raise ParameterError(
-            f"data: {path} has no usable {part} slide {lacks} ({len(bags)} slides, {len(bad)} unusable); "
-            "slides carry their part, train or test, or come as train.h5 and test.h5"
+            f"data: {path} has no usable {part} slide {lacks} "
+            f"({len(bags)} slides, {len(bad)} unusable{_reasons(bad)}); "
+            "slides carry their part, train or test, or come as train.h5 and test.h5, or with a table labels.csv"
         )
 
 
@@ -95,6 +103,11 @@ def _tested(
     return [b for b in bags if b.part != "val"], left
 
 
+def _reasons(bad, most=8):  # why slides cannot be used, in words
+    texts = [f"{name}: {why}" for name, why in list(bad.items())[:most]]
+    return "".join(f"; {text}" for text in texts) + (f"; and {len(bad) - most} more" if len(bad) > most else "")
+
+
 def run_bags(run: dict, device: str = "cpu") -> tuple[list[Bag], dict]:  # bags; slide -> why it cannot be used
     """The slides of a run; those that are generated are made and encoded if they are not there yet.
 
@@ -103,7 +116,8 @@ def run_bags(run: dict, device: str = "cpu") -> tuple[list[Bag], dict]:  # bags;
         root = made_slides(run["side"], run["n_train"], run["n_test"], run["tumour_share"])
         how = {"encoder": run["encoder"], "pretrained": run["pretrained"]}
         path = features_file(root, **how)
-        failed = extract_shown(root, path, _say_news, 600.0, **how, device=device)  # another run may need the same
+        how |= {"mpp": None, "device": device}  # what is made here has no scale
+        failed = extract_shown(root, path, _say_news, 600.0, **how)  # another run may need the same
     else:
         path, failed = Path(run["data"]), {}
     try:
@@ -111,6 +125,7 @@ def run_bags(run: dict, device: str = "cpu") -> tuple[list[Bag], dict]:  # bags;
     except ValueError as e:
         raise ParameterError(str(e)) from None
     bags, left = _tested(bags)
-    bad |= failed | left
+    bags, spoilt = finite_bags(bags)
+    bad |= failed | left | spoilt
     _check_classes(bags, bad, path)
     return bags, bad

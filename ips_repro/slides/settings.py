@@ -13,6 +13,7 @@ from pathlib import Path
 from ..base.params import ParameterError, absolute_path
 from ..runs import family
 from ..runs.family import RECIPE_BY_IMAGE, Experiment, Family, by_scale, warmup_that_fits
+from .feature_files import features_version
 
 # %% ../../nbs/slides/settings.ipynb #49f5ab50
 # fmt: off
@@ -68,23 +69,10 @@ def _prepare(values):
         raise ParameterError(f"data: {data!r} is not 'made', and there is no file or folder {path}")
     if there := [k for k in _MADE if values.get(k) not in (None, DEFAULTS[k])]:
         raise ParameterError(f"{there[0]}: only of slides that are made; the features in {path} are as they are")
-    return values | {"data": str(path), "data_version": _version(path)}
-
-
-def _version(path):  # 12 hex digits: slides, their labels and how they were encoded; other features make other runs
-    import h5py
-
-    found = []
-    for file in [path / "train.h5", path / "test.h5"] if path.is_dir() else [path]:
-        try:
-            with h5py.File(file, "r") as f:
-                for name, g in f.items():
-                    attributes = sorted((k, str(v)) for k, v in g.attrs.items())
-                    shape = str(getattr(g.get("img"), "shape", "")) if isinstance(g, h5py.Group) else ""
-                    found.append([file.name, name, str(attributes), shape])
-        except OSError as e:
-            raise ParameterError(f"data: {file} is no HDF5 file that can be read ({str(e).splitlines()[0]})") from None
-    return hashlib.sha256(str(found).encode()).hexdigest()[:12]
+    try:
+        return values | {"data": str(path), "data_version": features_version(path)}  # other features, other runs
+    except ValueError as e:
+        raise ParameterError(f"data: {e}") from None
 
 
 def _folder(run, special):

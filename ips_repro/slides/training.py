@@ -126,12 +126,9 @@ def show_slides(bags: list[Bag], path: Path, n: int = 4) -> list[dict]:
     Returns the records of `write_sheet` with `scale`: pixels of the small picture for one at level 0."""
     pairs = zip(*([b for b in bags if b.label == label and b.columns and b.tile] for label in (1, 0)))
     some = [b for pair in pairs for b in pair][:n]
-    shown = {b.name: (b, t) for b in some if (t := b.thumbnail()) is not None}
-    rows = write_sheet(path, {name: t for name, (_, t) in shown.items()}) if shown else []
-    for i, r in enumerate(rows):
-        bag, thumbnail = shown[r["image"]]
-        rows[i] = r | {"scale": r["factor"] * thumbnail.shape[1] / (bag.columns * bag.tile)}
-    return rows
+    shown = {b.name: picture for b in some if (picture := b.picture()) is not None}
+    rows = write_sheet(path, {name: small for name, (small, _) in shown.items()}) if shown else []
+    return [r | {"scale": r["factor"] * shown[r["image"]][1]} for r in rows]
 
 
 def slide_summary(rows: list[dict]) -> dict:  # auc, accuracy, n
@@ -164,7 +161,9 @@ def facts(run: dict, data: Slides) -> dict:  # for the manifest
 
 def _encoded(data):  # how all features were made; None if they do not say, or differ
     ways = [b.how for bags in (data.train, data.test) for b in bags.bags]
-    return ways[0] if ways[0].get("encoder") and all(way == ways[0] for way in ways) else None
+    known = next(({"mpp": way["mpp"]} for way in ways if "mpp" in way), {})  # not every slide need say it
+    first = known | ways[0]
+    return first if first.get("encoder") and all(known | way == first for way in ways) else None
 
 
 def title(run: dict) -> str:
