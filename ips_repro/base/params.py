@@ -51,6 +51,22 @@ _SCALARS = {
 }
 
 # %% ../../nbs/base/params.ipynb #946bd55e
+def _unquoted(value):
+    whole = isinstance(value, str) and re.fullmatch(r"""(["'])(.*)\1""", value.strip(), re.DOTALL)
+    return whole[2] if whole else value
+
+
+def _items(value):  # of a list
+    if isinstance(value, (list, tuple)):
+        return value
+    text = str(_unquoted(value)).strip()
+    if bracketed := re.fullmatch(r"\[(.*)\]", text, re.DOTALL):
+        text = bracketed[1].strip()
+        if not text:
+            return []
+    return text.split(",")
+
+
 def convert(
     name: str,  # the parameter, for the message
     kind: str,  # e.g. "int", "list[float]", "Optional[int]"
@@ -61,7 +77,7 @@ def convert(
         missing = value is None or (isinstance(value, str) and value.strip().lower() in ("none", "null"))
         return None if missing else convert(name, m[1], value)
     if m := re.fullmatch(r"list\[(.+)\]", kind):
-        items = value if isinstance(value, (list, tuple)) else value.split(",") if isinstance(value, str) else [value]
+        items = _items(value)
         if not items:
             raise ParameterError(f"{name}: an empty list")
         return [convert(name, m[1], v.strip() if isinstance(v, str) else v) for v in items]
@@ -71,7 +87,7 @@ def convert(
         )
     to_kind, expected = _SCALARS[kind]
     try:
-        return to_kind(value)
+        return to_kind(_unquoted(value))
     except (ValueError, TypeError, OverflowError):
         raise ParameterError(f"{name}: {value!r} is not {expected}") from None
 
@@ -169,6 +185,9 @@ def check_given(
     return {name: convert(name, declared[name].kind, v) for name, v in given.items()}
 
 # %% ../../nbs/base/params.ipynb #b6e1526d
+_OF_PAPERMILL = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")
+
+
 def read_parameters(
     namespace: dict,  # the notebook's globals()
 ) -> dict:  # name -> value of the declared type
@@ -179,8 +198,8 @@ def read_parameters(
         return annotation.__name__ if plain else str(annotation)
 
     kinds = {name: _kind(spelling(a)) for name, a in namespace["__annotations__"].items()}
-    injected = [c for c in namespace.get("In", []) if c.startswith("# Parameters\n")]
+    injected = [c for c in namespace.get("In", []) if c.startswith("# Parameters\n")][-1:]  # as it was run last
     for node in (n for c in injected for n in ast.parse(c).body if isinstance(n, ast.Assign)):
-        if (name := node.targets[0].id) not in kinds:
+        if (name := node.targets[0].id) not in (*kinds, *_OF_PAPERMILL):
             raise _unknown(name, list(kinds))
     return {n: convert(n, k, namespace[n]) for n, k in kinds.items()}

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from ..base.core import read_json, scale_dir
+from ..base.core import read_json, results_dirs
 from .scaling import AXES, SWEEPS
 from ..runs.status import state
 
@@ -177,7 +177,8 @@ def draw_benchmarks(folder: str | Path) -> dict:  # name -> matplotlib figure
 
 def measured_last(scale: str) -> Path | None:
     "The `device_folder` whose measurement ended last, or None."
-    done = [p for p in (scale_dir("results", scale) / "Benchmarks").glob("*/stages") if state(p) == "ok"]
+    found = [p for place in results_dirs(scale) for p in (place / "Benchmarks").glob("*/stages")]
+    done = [p for p in found if state(p) == "ok"]
     last = max(done, key=lambda p: read_json(p / "manifest.json")["ended"], default=None)
     return last and last.parent
 

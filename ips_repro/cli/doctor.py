@@ -8,9 +8,10 @@ __all__ = ['cmd_doctor']
 # %% ../../nbs/cli/doctor.ipynb #ed4596ae
 import importlib.metadata
 import sys
-import tempfile
 
-from ..base.core import out_root, project_root
+from ..base.core import project_root, why_unwritable
+from ..base.params import ParameterError
+from ..base.places import cache_place, library_places, results_place
 
 # %% ../../nbs/cli/doctor.ipynb #c2f0fbb9
 _REINSTALL = 'python -m pip install -c constraints.txt -e ".[dev]"'
@@ -76,15 +77,30 @@ def _check_kernel():
     return "Jupyter kernel python3", "python3" in found, found.get("python3", "missing"), repair
 
 
+_ROOM = 2**28  # bytes: two checkpoints of a ResNet-18
+
+
 def _check_writable():
-    try:
-        for kind in ("results", "figures"):
-            (out_root() / kind).mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=out_root() / kind):
-                ok = True
-        return "results/ and figures/ can be written", ok, str(out_root()), ""
-    except OSError as e:
-        return "results/ and figures/ can be written", False, str(e), "set IPS_REPRO_OUT to a folder that can"
+    "The folders that are written to; each fix names the variable to set."
+    own = (results_place, "results", _ROOM), (results_place, "figures", 2**16), (cache_place, "", _ROOM)
+    for find, part, size in own:
+        try:
+            place = find()
+        except ParameterError as e:  # which begins with the variable
+            variable, _, why = str(e).partition(": ")
+            yield f"{part or 'the cache'} can be written", False, why, f"set {variable} to a folder that can be written"
+        else:
+            what = f"{part}/" if part else place.what
+            yield _written(place._replace(what=what, folder=place.folder / part), size)
+    for place in library_places():
+        yield _written(place, 2**16)
+
+
+def _written(place, size):
+    why = why_unwritable(place.folder, size)
+    detail = f"{place.folder}: {why}, for {size / 2**20:.0f} MiB" if why and size == _ROOM else f"{place.folder}: {why}"
+    fix = f"set {place.variable} to a folder that can be written, with room for it"
+    return f"{place.what} can be written", not why, detail if why else str(place.folder), fix
 
 # %% ../../nbs/cli/doctor.ipynb #8b512f39
 def _check_digits():
@@ -99,6 +115,10 @@ def _check_digits():
 
 def _check_parameter_cells():
     "The tag of the parameters cell must survive cleaning, or the defaults silently overwrite papermill's values."
+    try:
+        project_root()
+    except FileNotFoundError as e:  # nothing is wrong: an installed package has none
+        return "experiment notebooks", True, str(e), ""
     nbs = [p for p in (project_root() / "nbs").glob("*.ipynb") if '"parameters"' in p.read_text(encoding="utf-8")]
     settings = (project_root() / "settings.ini").read_text()
     kept = "tags" in settings.partition("allowed_cell_metadata_keys")[2].split("\n")[0]
@@ -113,7 +133,7 @@ def cmd_doctor(args) -> int:
         ("Python 3.11 to 3.13", (3, 11) <= v < (3, 14), sys.version.split()[0], "install Python 3.11"),
         *_check_packages(),
         _check_kernel(),
-        _check_writable(),
+        *_check_writable(),
         _check_parameter_cells(),
         _check_torch(),
         _check_precision(),

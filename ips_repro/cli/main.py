@@ -14,10 +14,10 @@ import time
 from functools import partial
 from pathlib import Path
 
-from ..base.core import out_root, printable, project_root, write_json
+from ..base.core import check_writable, out_root, printable, project_root, write_json
 from ..base.params import ParameterError
 from .doctor import cmd_doctor
-from .request import check_request, parameter_help
+from .request import check_request, find_notebook, parameter_help
 from ips_repro.cli.sweep_commands import (
     INTERRUPTED,
     about_limits,
@@ -37,6 +37,7 @@ from ..runs.status import Held
 # %% ../../nbs/cli/main.ipynb #106ecbf3
 def cmd_run(args) -> int:
     "Run `ips-repro run`."
+    args.notebook = find_notebook(args.notebook)
     if args.help_notebook:
         print(parameter_help(args.notebook))
         return 0
@@ -45,7 +46,10 @@ def cmd_run(args) -> int:
     os.environ.setdefault("IPS_REPRO_PROGRESS", "bar" if sys.stderr.isatty() else "lines")
     # for determinism='deterministic'; must be set before CUDA is initialised
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    from ips_repro.base.places import report_places
     from ips_repro.cli.runner import RunFailed, run_notebook
+
+    report_places(lambda line: print(f"ips-repro: {line}", file=sys.stderr))
 
     try:
         print(f"executed copy: {run_notebook(args.notebook, given, args.output)}")
@@ -117,6 +121,7 @@ def cmd_predict(args) -> int:
     "Run `ips-repro predict`: 0 if every input was predicted or with --skip-errors, 3 if the folder is in use, else 1."
     name = f"{printable(Path(args.images).stem)}-{time.strftime('%Y%m%d-%H%M%S')}"
     out = Path(args.output) if args.output else out_root() / "results" / "predictions" / name
+    check_writable(out, "output" if args.output else "IPS_REPRO_OUT")
     predictor, items = _ready_to_predict(args)
     from ips_repro.train.predict import predict_all
 
@@ -275,5 +280,7 @@ def main(argv=None) -> int:
         print("ips-repro: interrupted", file=sys.stderr)
         return INTERRUPTED
     except OSError as e:
-        print(f"ips-repro: {e}", file=sys.stderr)
+        from ips_repro.base.places import advice
+
+        print("; ".join(filter(None, (f"ips-repro: {e}", advice(e)))), file=sys.stderr)
         return 1  # a folder that cannot be written, a full disk

@@ -12,11 +12,18 @@ import tempfile
 from datetime import datetime
 from pathlib import Path
 
-from ..base.core import out_root, project_root, sigterm_interrupts, write_atomic
+from ..base.core import check_writable, out_root, project_root, sigterm_interrupts, write_atomic
 from ..base.params import ParameterError, check_given, notebook_params
 from ..runs.folder import settle
 
 # %% ../../nbs/cli/runner.ipynb #d8373ea2
+def _is_source(path):
+    try:
+        return path.is_relative_to(project_root() / "nbs")
+    except FileNotFoundError:
+        return False  # no project is here
+
+
 def check_output(
     notebook: str | Path,  # what will be run
     out: str | Path | None,  # destination of the executed copy; None: results/executed/<name>-<time>.ipynb
@@ -32,10 +39,11 @@ def check_output(
         raise ParameterError(f"output: {out} does not end in .ipynb")
     if path == notebook:
         raise ParameterError(f"output: {out} is the notebook itself")
-    if path.is_relative_to(project_root() / "nbs"):
+    if _is_source(path):
         raise ParameterError(f"output: {out} lies inside nbs/, where only sources live; results/ is the place")
     if path.is_dir():
         raise ParameterError(f"output: {out} is a folder")
+    check_writable(path.parent, "output")
     return path
 
 # %% ../../nbs/cli/runner.ipynb #c0d3fa8d

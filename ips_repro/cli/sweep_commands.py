@@ -76,7 +76,7 @@ def _check_shared(lines):
 
 def cmd_sweep(args) -> int:
     "Run `ips-repro sweep`: 0 if every run of the plan is done, 130 if only time was lacking, else 1."
-    from ips_repro.runs.plan import shell
+    from ips_repro.runs.plan import bring, shell
 
     if args.emit:
         more = f" --devices {args.devices}" if args.devices else ""
@@ -89,7 +89,12 @@ def cmd_sweep(args) -> int:
     take_limits(args)
     lines = _lines(args, substitutes=True)
     _check_shared(lines)
+    project_root()  # whose notebooks are run
+    from ips_repro.base.places import check_results
     from ips_repro.cli.sweep import sweep, sweep_table
+
+    check_results()
+    bring(lines)
 
     gpus, say = args.gpus.split(",") if args.gpus else [], partial(print, flush=True)
     with sigterm_interrupts():

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..base.core import read_csv, scale_dir
+from ..base.core import read_csv, results_dirs
 from .experiments import EXPERIMENTS
 from .settings import DEFAULTS, PUBLISHED_NOISE, resolve
 from .sizes import PUBLISHED_O2I
@@ -136,7 +136,8 @@ def begun_runs(experiment: str, scale: str = "paper") -> list[Path]:  # folders
 
     Of several folders of the same run, only the one that has come furthest."""
     furthest = {}
-    for manifest in sorted((scale_dir("results", scale) / experiment).glob("results_*/seed_*/manifest.json")):
+    found = [sorted((place / experiment).glob("results_*/seed_*/manifest.json")) for place in results_dirs(scale)]
+    for manifest in (path for paths in found for path in paths):
         folder, run = manifest.parent, recorded_run(EXPERIMENTS[experiment], manifest.parent)
         if run["recipe"] != RECIPE or run.changed or not (folder / "metrics.csv").is_file():
             continue

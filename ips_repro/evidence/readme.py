@@ -10,7 +10,7 @@ import re
 
 import nbformat
 
-from ..base.core import project_root, read_csv, scale_dir, write_atomic
+from ..base.core import project_root, read_csv, results_dirs, write_atomic
 from ..digits.experiments import EXPERIMENTS
 from .claims_text import claims_table, claims_text
 from ..runs.plan import action, make_plan
@@ -22,8 +22,8 @@ from ..runs.status import state
 def _recorded(scale):  # (finished, begun but not finished, superseded): folders of runs at one scale
     finished, begun, superseded = [], [], []
     for name, e in experiments().items():
-        manifests = (scale_dir("results", scale) / name).glob("results_*/seed_*/manifest.json")
-        for folder in [path.parent for path in sorted(manifests)]:
+        found = [sorted((place / name).glob("results_*/seed_*/manifest.json")) for place in results_dirs(scale)]
+        for folder in [path.parent for paths in found for path in paths]:
             recipe = recorded_run(e, folder)["recipe"]
             if recipe != e.family.defaults["recipe"]:
                 superseded.append(folder)

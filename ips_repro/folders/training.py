@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..base.core import child_seed, read_csv, seed_libraries
-from ..base.download import cache_root
+from ..base.download import cached
 from ..base.params import ParameterError
 from .example import example_version, make_example
 from .images import KEEP_GIB, FolderImages, Variation, decode_all, random_variation
@@ -68,7 +68,7 @@ def data_root(run: dict) -> Path:
     if run["data"] != "example":
         return Path(run["data"])
     name = f"example_{run['longest']}px_{run['n_train']}_{run['n_test']}_{example_version()}"
-    return make_example(cache_root() / name, run["n_train"], run["n_test"], run["longest"])
+    return make_example(cached(name), run["n_train"], run["n_test"], run["longest"])
 
 # %% ../../nbs/folders/training.ipynb #b3bca22a
 def _objects(root):

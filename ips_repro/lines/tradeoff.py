@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from ..base.core import read_json, scale_dir
+from ..base.core import read_json, results_dirs
 from .settings import LINE_GUIDED
 from ..runs.pictures import titled
 from ..runs.run import reduction_text
@@ -41,7 +41,8 @@ def note(runs: pd.DataFrame) -> str:
 # %% ../../nbs/lines/tradeoff.ipynb #7408d6dc
 def read_costs(scale: str) -> dict | None:
     "The latest costs of the ViT of a scale (see [lines/cost](../lines/cost.ipynb)), with the `device`; or None."
-    done = [f for f in (scale_dir("results", scale) / LINE_GUIDED / "cost").glob("*/") if state(f) == "ok"]
+    found = [f for place in results_dirs(scale) for f in (place / LINE_GUIDED / "cost").glob("*/")]
+    done = [f for f in found if state(f) == "ok"]
     folder = max(done, key=lambda f: (str(read_manifest(f).get("ended")), f.name), default=None)
     return folder and read_json(folder / "summary.json") | {"device": read_manifest(folder)["device"]}
 

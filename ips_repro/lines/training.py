@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.core import child_seed, generator, seed_libraries, write_csv
-from ..base.download import cache_root
+from ..base.download import cached
 from ..base.params import ParameterError
 from ..ips.device import numerics, resolved_precision
 from ..line_drawing import Drawer, preprocess
@@ -90,9 +90,9 @@ def data_root(run: dict) -> Path:
     "The class folders of a run. The shapes are made, and Imagenette downloaded, if they are not there."
     if run["data"] == "shapes":
         side = max(256, run["image_size"])  # small ones are scaled down, like any picture
-        root = cache_root() / f"shapes_{side}px_{shapes_version()}"
+        root = cached(f"shapes_{side}px_{shapes_version()}")
         return make_shapes(root, run["n_train"], run["n_val"], side)
-    return imagenette(cache_root()) if run["data"] == "imagenette" else Path(run["data"])
+    return imagenette(cached("imagenette2-320").parent) if run["data"] == "imagenette" else Path(run["data"])
 
 
 class Pictures(NamedTuple):
@@ -121,7 +121,7 @@ def load(run: dict, device="cpu", say=print) -> Pictures:
 
 
 def _drawings(root, drawer):  # a cache for each folder and each way to draw
-    return cache_root() / "drawings" / f"{root.name}-{child_seed(0, str(root), drawer.name, drawer.side):x}"
+    return cached("drawings", f"{root.name}-{child_seed(0, str(root), drawer.name, drawer.side):x}")
 
 # %% ../../nbs/lines/training.ipynb #77e26bc0
 def network(run: dict, facts: dict, device) -> LineNet:

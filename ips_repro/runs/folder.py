@@ -17,7 +17,16 @@ from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..base.core import project_root, read_json, sha256, sigterm_interrupts, undisturbed, write_csv, write_json
+from ips_repro.base.core import (
+    check_writable,
+    project_root,
+    read_json,
+    sha256,
+    sigterm_interrupts,
+    undisturbed,
+    write_csv,
+    write_json,
+)
 from .status import OUTPUTS, UNKNOWN, Held, holder, parameters_hash, read_manifest, same_run, take_lock
 
 # %% ../../nbs/runs/folder.ipynb #0586fce0
@@ -119,6 +128,7 @@ class RunFolder:
         self.folder, self.parameters, self.defaults = Path(folder), parameters, defaults
 
     def __enter__(self):
+        check_writable(self.folder, "IPS_REPRO_OUT")
         self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as guards:
             lock = take_lock(self.folder, wait=3.0)  # a kernel whose launcher was killed needs a moment to go

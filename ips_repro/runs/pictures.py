@@ -8,7 +8,7 @@ __all__ = ['titled', 'save_figure', 'save_all']
 # %% ../../nbs/runs/pictures.ipynb #adae5325
 import textwrap
 
-from ..base.core import scale_dir
+from ..base.core import check_writable, scale_dir
 
 # %% ../../nbs/runs/pictures.ipynb #7d2db05a
 def titled(fig, title: str, text: str):  # the figure
@@ -25,6 +25,7 @@ def save_figure(fig, name: str, scale: str = "paper"):  # -> [png, pdf]
 
     Smoke figures go to `figures/smoke`."""
     folder = scale_dir("figures", "smoke" if scale == "smoke" else "paper")
+    check_writable(folder, "IPS_REPRO_OUT")
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
     fig.savefig(paths[0], dpi=150, bbox_inches="tight", metadata={"Software": None})

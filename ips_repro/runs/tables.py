@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..base.core import scale_dir
+from ..base.core import results_dirs
 from .family import RECIPE, Experiment
 from .registry import experiments, part
 from .run import Run, recorded_run
@@ -20,9 +20,9 @@ from .status import altered_output, read_manifest, state
 
 # %% ../../nbs/runs/tables.ipynb #89cdc25c
 def finished_folders(experiment: str, scale: str) -> list[Path]:
-    "Folders of the finished runs of an experiment at one scale, in order."
-    found = sorted((scale_dir("results", scale) / experiment).glob("results_*/seed_*/status.json"))
-    return [p.parent for p in found if state(p.parent) == "ok"]
+    "Folders of the finished runs of an experiment at one scale, in order; last those that come with the project."
+    found = [sorted((place / experiment).glob("results_*/seed_*/status.json")) for place in results_dirs(scale)]
+    return [p.parent for paths in found for p in paths if state(p.parent) == "ok"]
 
 
 def _row(run, folder):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.download import cache_root
+from ..base.download import cached
 from ..base.images import open_image, read_image
 from .photographs import Signs, download_signs
 from .scenes import make_scenes, scenes_version
@@ -70,10 +70,10 @@ class SignPictures:
 def sign_root(run: dict) -> Path:
     "The folder of a run's pictures; scenes are made, and the real set is downloaded, if they are not there."
     if run["data"] == "sts":
-        return download_signs(cache_root() / "sts")
+        return download_signs(cached("sts"))
     if run["data"] != "scenes":
         return Path(run["data"])
     # as large as the photographs; the loader makes them smaller
     size = max((1200, 1600), (run["height"], run["width"]))
-    root = cache_root() / f"scenes_{size[0]}x{size[1]}_o2i{run['o2i']:g}_{scenes_version()}"
+    root = cached(f"scenes_{size[0]}x{size[1]}_o2i{run['o2i']:g}_{scenes_version()}")
     return make_scenes(root, run["n_train"], run["n_test"], size, run["o2i"])

@@ -10,7 +10,7 @@ import hashlib
 import time
 from pathlib import Path
 
-from ..base.download import cache_root
+from ..base.download import cache_root, cached
 from ..base.params import ParameterError
 from ..base.progress import duration, wants_bar
 from .bags import Bag, finite_bags, read_bags
@@ -21,7 +21,7 @@ from .synthetic import make_slides, scenes_version
 def made_slides(side: int, n_train: int, n_test: int, share: float) -> Path:
     "The folder of slides that are made here; made if they are not there."
     name = f"slides_{side}px_{n_train}_{n_test}_{share:g}_{scenes_version()}"
-    return make_slides(cache_root() / name, n_train, n_test, side, share)
+    return make_slides(cached(name), n_train, n_test, side, share)
 
 
 def features_file(
@@ -37,7 +37,7 @@ def features_file(
     slides, special = slides.resolve(), "" if (tile, crop, tissue) == (256, 224, 0.25) else f"_{tile}_{crop}_{tissue:g}"
     special += "" if mpp == 0.5 else f"_{mpp:g}um" if mpp else "_level0"
     own = "" if slides.parent == cache_root() else "-" + hashlib.sha256(str(slides).encode()).hexdigest()[:6]
-    return cache_root() / "features" / f"{slides.name}{own}_{encoder}{'' if pretrained else '_random'}{special}.h5"
+    return cached("features", f"{slides.name}{own}_{encoder}{'' if pretrained else '_random'}{special}.h5")
 
 
 class _Shown:  # a bar for each slide in an interactive session, else a line every half minute

@@ -10,15 +10,18 @@ __all__ = ['FirstOf', 'seconds_per_image', 'estimate_seconds', 'describe', 'Late
 import time
 from pathlib import Path
 
+from ..base.core import check_writable
 from ..base.limits import check_time, devices
 from ..base.params import read_parameters
+from ..base.places import advised, check_results
 from ..base.progress import duration
 from ..runs.folder import Finished
 from ..runs.registry import experiment, part
-from ..runs.reuse import copied
+from ..runs.reuse import copied, standing
 from ..runs.run import Run, experiment_runs, reduction_text
 from ..runs.speed import remember
 from ..runs.status import check_free, state
+from .checkpoint import checkpoint_size
 from .distributed import check_devices, train_together
 from .session import choose, train_into
 from .setup import check_device, trainer_of
@@ -114,15 +117,13 @@ class LatestData:
         return self.data
 
 
-def _standing(run):  # facts in which a run differs from its copy in another experiment
-    names = {"family": run.family.name, "experiment": run.experiment.name}
-    return names | {"reduced": run.reduced, "command": run.command}
-
-
 def make_trainer(run: Run, data_of: LatestData, on_step=None) -> Trainer:
-    "Everything a run needs, ready to train. Raises `ParameterError` if its batches are to be shared and cannot be."
+    """Everything a run needs, ready to train.
+
+    Raises `ParameterError` if there is no room for a checkpoint, or if its batches are to be shared and cannot be."""
     data = data_of(run)
     net = data_of.work.network(run, data_of.work.facts(run, data), data_of.device)
+    check_writable(run.folder, "IPS_REPRO_OUT", checkpoint_size(net))
     if devices() > 1:
         check_net(net)
     return trainer_of(run, net, data.train, data.test, on_step)
@@ -149,7 +150,7 @@ def train_here(
         trainer.team.leave()
         return work.finish(trainer, run, data, folder)
 
-    facts = {"scale": run["scale"]} | work.facts(run, data) | _standing(run) | team.facts()
+    facts = {"scale": run["scale"]} | work.facts(run, data) | standing(run) | team.facts()
     defaults, images = run.family.defaults, len(data.train)
     title = f"{run.experiment.name}: {work.title(run)}"
     return train_into(run.folder, dict(run), make, finish, title, device, redo, defaults, images, **facts)
@@ -178,7 +179,7 @@ def _to_train(runs, redo):  # the runs that are neither done nor copied from ano
     for r in todo:
         check_free(r.folder)  # a run that another process works on is refused before an estimate is made
     if not redo:
-        todo = [r for r in todo if not copied(r, _standing(r))]
+        todo = [r for r in todo if not copied(r, standing(r))]
     for folder, reason in why.items():
         if reason and state(folder) == "ok":
             print(f"made again, for {reason}: {folder}")
@@ -192,12 +193,14 @@ def _devices_of(runs, device):  # in words
     return f"{devices()} x {device}"
 
 
+@advised()
 def train_all(runs: list[Run], device: str, redo: bool = False, memory_gib: float | None = None) -> None:
     """Train every run that is not done yet, here or in another experiment of its family.
 
     Raises `ParameterError` if data, weights or device cannot be used, and `KeyboardInterrupt` when the time given with
     `--for` is up."""
     work = part(runs[0].family, "training")
+    check_results()
     check_device(runs, device, memory_gib)
     where = _devices_of(runs, device)
     work.check(runs)
@@ -213,7 +216,7 @@ def train_all(runs: list[Run], device: str, redo: bool = False, memory_gib: floa
         print(f"estimated time: {duration(seconds)}, measured on a batch of each kind of run{one}", flush=True)
     for r in todo:
         check_time()
-        if not redo and copied(r, _standing(r)):
+        if not redo and copied(r, standing(r)):
             continue  # trained meanwhile for another experiment
         try:
             train_run(r, device, redo, data_of, memory_gib)
