@@ -6,7 +6,6 @@
 __all__ = ['ACTIVATIONS', 'Output', 'IPSNet', 'load_published']
 
 # %% ../nbs/ips/ips_net.ipynb #1ffcd41f
-import pickle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from .ips.cross_attention import Pooled, Transformer
 from .ips.encoders import resnet_encoder
 from .ips.engine import Selection
 from .ips.selector import PatchSelector, at_least_one
+from .ips.weights import fill, find_weights, read_weights
 
 # %% ../nbs/ips/ips_net.ipynb #8470680c
 class Output(NamedTuple):
@@ -79,19 +79,22 @@ class IPSNet(PatchSelector):
         return {t: head(tokens[..., i, :]) for i, (t, head) in enumerate(self.output_layers.items())}
 
 # %% ../nbs/ips/ips_net.ipynb #ede57fbd
-def _read_state(path):
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as e:
-        raise ValueError(f"{path} is not a readable checkpoint: {e}") from e
-    if not isinstance(state, dict) or "transf.crs_attn.q" not in state:
+_KEYS = [
+    f"transf.{k}" for k in ("crs_attn.q", *(f"crs_attn.{w}.weight" for w in ("k_w", "v_w", "fb")), "mlp.w_1.weight")
+]
+_KEYS += ["encoder.0.weight", "encoder.4.0.conv1.weight"]  # what the sizes are read off
+
+
+def _found_in(path):
+    found = find_weights(read_weights(path), _KEYS)
+    if found is None or "transf.crs_attn.q" not in found.state:
         raise ValueError(f"{path} is not a published IPS checkpoint: no 'transf.crs_attn.q' in it")
-    return state
+    if missing := [k for k in _KEYS if k not in found.state]:
+        raise ValueError(f"{path} does not have the published layout: the weight {missing[0]!r} is missing")
+    return found
 
 
-def _network_of(state, n_patches, use_position):  # the network with these weights
+def _network_of(state, n_patches, use_position):  # the network of these weights, without them
     Dv, H_Dv = state["transf.crs_attn.fb.weight"].shape[1], state["transf.crs_attn.v_w.weight"].shape[0]
     H = H_Dv // Dv
     stages = sum(f"encoder.{4 + i}.0.conv1.weight" in state for i in range(4))
@@ -101,22 +104,25 @@ def _network_of(state, n_patches, use_position):  # the network with these weigh
     tasks = {t: ("sigmoid" if t == "multi" or n == 1 else "softmax", n) for t, n in classes.items()}
     Dk, D_inner = state["transf.crs_attn.k_w.weight"].shape[0] // H, state["transf.mlp.w_1.weight"].shape[0]
     sizes = {"H": H, "Dk": Dk, "Dv": Dv, "D_inner": D_inner}
-    net = IPSNet(encoder, tasks, n_patches=n_patches, use_position=use_position, **sizes)
-    net.load_state_dict(state)
-    return net
+    return IPSNet(encoder, tasks, n_patches=n_patches, use_position=use_position, **sizes)
 
 
 def load_published(
-    path: str | Path,  # state dict in the authors' layout
+    path: str | Path,  # of PyTorch or safetensors: the authors' names, however they are wrapped
     canvas: int | tuple = 1500,  # side, or (height, width), pixels
     patch_size: int = 50,
     stride: int | None = None,
     position: bool = True,  # True for Megapixel MNIST, False for traffic signs
+    say=print,  # called with a line about what in the file is not used
 ) -> IPSNet:  # in eval mode, M = I = 100, no shuffling
-    "The network in a checkpoint of the papers' authors. Raises a `ValueError` with the file's name for another layout."
-    state = _read_state(path)
+    """The network in a checkpoint of the papers' authors, see [ips/weights](../ips/weights.ipynb).
+
+    `ValueError` names the file and what is wrong with it: another layout, missing weights, NaN, no checkpoint."""
+    found = _found_in(path)
     rows, cols = grid_shape(*canvas_shape(canvas), patch_size, stride)
     try:
-        return _network_of(state, rows * cols, position).eval()
-    except (KeyError, RuntimeError) as e:
-        raise ValueError(f"{path} does not have the published layout: {e}") from e
+        net = _network_of(found.state, rows * cols, position)
+    except (KeyError, RuntimeError, IndexError, ZeroDivisionError) as e:
+        raise ValueError(f"{path} does not have the published layout: {e}") from None
+    fill(net, found, path, say)
+    return net.eval()

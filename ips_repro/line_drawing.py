@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .base.core import sha256, write_atomic, write_csv
 from .base.images import read_image
+from .ips.weights import fill, find_weights, read_weights
 
 # %% ../nbs/lines/line_drawing.ipynb #5050d066
 class Residual(nn.Module):
@@ -62,8 +63,8 @@ class InformativeDrawing(nn.Module):
         return self.model4(self.model3(self.model2(self.model1(self.model0(x)))))
 
 # %% ../nbs/lines/line_drawing.ipynb #69f61bf8
-def load_generator(path: str | Path) -> InformativeDrawing:
-    """A generator with the weights of a public checkpoint, in eval mode.
+def load_generator(path: str | Path, say=print) -> InformativeDrawing:
+    """A generator with the weights of a public checkpoint, in eval mode; see [ips/weights](../ips/weights.ipynb).
 
     `ValueError` names the file and what is wrong with it."""
     path = Path(path)
@@ -73,16 +74,13 @@ def load_generator(path: str | Path) -> InformativeDrawing:
             "(arXiv 2203.12691)"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:
-        raise ValueError(f"generator: {path} is no checkpoint ({str(e).splitlines()[0][:200]})") from None
-    blocks = {k.split(".")[1] for k in state if k.startswith("model2.")} if isinstance(state, dict) else ()
-    net = InformativeDrawing(len(blocks))
-    try:
-        net.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as e:
-        why = str(e).splitlines()[-1].strip()[:200]
-        raise ValueError(f"generator: {path} does not have the generator's weights ({why})") from None
+        found = find_weights(read_weights(path), InformativeDrawing(0).state_dict().keys())
+        if found is None:
+            raise ValueError(f"{path} does not have the generator's weights")
+        net = InformativeDrawing(len({k.split(".")[1] for k in found.state if k.startswith("model2.")}))
+        fill(net, found, path, say)
+    except ValueError as e:
+        raise ValueError(f"generator: {e}") from None
     return net.eval()
 
 # %% ../nbs/lines/line_drawing.ipynb #e6732ced

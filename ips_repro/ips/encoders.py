@@ -16,6 +16,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..base.core import sha256
+from .weights import why_not_finite, why_unreadable
 
 # %% ../../nbs/ips/encoders.ipynb #2954a0ec
 def new_stem(
@@ -129,7 +130,7 @@ def _alternatives(backbone):
 
 
 def _not_to_be_had(backbone, name, e):  # the error for what a hub did not deliver
-    reason = f"not in the cache and could not be downloaded ({type(e).__name__}: {str(e).splitlines()[0]})"
+    reason = f"not in the cache and could not be downloaded ({type(e).__name__}: {why_unreadable(e)})"
     if ":" in backbone:
         return ConnectionError(f"{name}: {backbone!r} is {reason}")
     weights = f"the ImageNet weights of {backbone!r} are {reason}"
@@ -155,6 +156,8 @@ def tried(
         if not pretrained and ":" not in backbone:
             raise
         raise _not_to_be_had(backbone, name, e) from e
+    if why := why_not_finite(net.state_dict()):
+        raise ValueError(f"{name}: {backbone!r}: {why}")
     try:
         with torch.no_grad():
             net.eval()(torch.zeros(1, in_chans, patch_size, patch_size))

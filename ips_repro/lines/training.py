@@ -8,6 +8,7 @@ __all__ = ['DATA', 'augment', 'LineNet', 'Guess', 'data_root', 'Pictures', 'load
 
 # %% ../../nbs/lines/training.ipynb #3331c403
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from ..base.core import child_seed, generator, seed_libraries, write_csv
 from ..base.download import cached
 from ..base.params import ParameterError
 from ..ips.device import numerics, resolved_precision
+from ..ips.weights import why_not_finite, why_unreadable
 from ..line_drawing import Drawer, preprocess
 from ..line_vit import SelectiveMagnoViT
 from .data import LinePictures, few, imagenette, make_shapes, read_folders, shapes_version
@@ -215,9 +217,11 @@ def check(runs: list[dict]):
         if not run["pretrained"]:
             continue
         try:
-            network(run, {"classes": ["one", "another"]}, "cpu")
-        except (ValueError, OSError) as e:  # a ConnectionError is an OSError, and so is what the hub raises
-            raise ParameterError(f"pretrained: {e}") from None
+            net = network(run, {"classes": ["one", "another"]}, "cpu")
+        except (ValueError, OSError, RuntimeError, UnpicklingError) as e:  # a ConnectionError is an OSError
+            raise ParameterError(f"pretrained: {why_unreadable(e)}") from None
+        if why := why_not_finite(net.state_dict()):
+            raise ParameterError(f"pretrained: {why}")
         return  # they are the same for all
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ..base.core import write_atomic
+from ..ips.weights import why_unreadable
 
 # %% ../../nbs/train/checkpoint.ipynb #ec069acf
 _MAGIC = b"ips_repro checkpoint, sha256 "
@@ -41,7 +42,7 @@ def read_checkpoint(path: str | Path) -> dict:
     except MemoryError:
         raise  # says nothing about the file
     except Exception as e:
-        raise ValueError(f"{path} cannot be loaded: {e}") from e
+        raise ValueError(f"{path} cannot be loaded: {why_unreadable(e)}") from None
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not a dictionary")
     return state

@@ -16,12 +16,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from ..base.core import printable, sha256, sigterm_interrupts, write_atomic, write_csv, write_json
 from ..base.images import list_images, open_image, thumbnail
 from ..base.params import ParameterError
+from ..ips.weights import check_kind, load_weights
 from ..runs.family import Family
 from ..runs.folder import now
 from ..runs.registry import experiments, families, part
@@ -88,10 +87,7 @@ def load_run(folder: str | Path, device: str = "cpu") -> RunPredictor:
         raise ValueError(f"{folder}: {why}")
     weights = _weights(folder, manifest)
     net = _network(folder, family, run, manifest, device)
-    try:
-        net.load_state_dict(load_file(weights, device=device))
-    except (SafetensorError, RuntimeError, OSError) as e:
-        raise ValueError(f"{weights} cannot be loaded: {e}") from e
+    load_weights(net, weights)
     try:
         return special(run, manifest, net.eval(), device)
     except (ValueError, OSError) as e:
@@ -119,6 +115,7 @@ def _weights(folder, manifest):  # their path; they are what the run wrote
     if not weights.is_file():
         again = f"it is repeated by: {manifest.get('command', 'ips-repro run')}"
         raise FileNotFoundError(f"{weights}: the weights of this run are not here; {again}")
+    check_kind(weights)
     if manifest["outputs"].get(weights.name) != sha256(weights):
         raise ValueError(f"{weights} is not what the run wrote: its SHA-256 is not the manifest's")
     return weights
