@@ -59,7 +59,9 @@ def _unquoted(value):
 def _items(value):  # of a list
     if isinstance(value, (list, tuple)):
         return value
-    text = str(_unquoted(value)).strip()
+    if not isinstance(value, str):
+        return [value]
+    text = _unquoted(value).strip()
     if bracketed := re.fullmatch(r"\[(.*)\]", text, re.DOTALL):
         text = bracketed[1].strip()
         if not text:
