@@ -20,7 +20,7 @@ import signal
 import sys
 import tempfile
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .params import ParameterError
@@ -189,15 +189,17 @@ def _reserve(file, size):
 def why_unwritable(
     folder: str | Path,  # may not exist yet
     size: int = 2**16,  # bytes
+    files: int = 1,  # so many at once
 ) -> str | None:
-    "Why no file of this size can be written in a folder, or None if one can. Nothing is left there."
+    "Why no files of this size can be written in a folder, or None if they can. Nothing is left there."
     folder = Path(folder).absolute()
     there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
     if not there.is_dir():
         return f"{there} is not a folder"
     try:
-        with tempfile.TemporaryFile(dir=there) as file:
-            _reserve(file, size)
+        with ExitStack() as stack:
+            for _ in range(files):
+                _reserve(stack.enter_context(tempfile.TemporaryFile(dir=there)), size)
     except OSError as e:
         return e.strerror
     return None
@@ -206,12 +208,13 @@ def why_unwritable(
 def check_writable(
     folder: str | Path,
     variable: str,  # what to set to have another folder
-    size: int = 2**16,  # bytes of the largest file
+    size: int = 2**16,  # bytes of a file
+    files: int = 1,  # so many at once
 ) -> None:
-    "Raises `ParameterError`, which begins with the variable, if no file of this size can be written in a folder."
-    if why := why_unwritable(folder, size):
-        much = f" of {size / 2**20:.0f} MiB" if size >= 2**20 else ""
-        raise ParameterError(f"{variable}: no file{much} can be written in {folder} ({why}); set it to another folder")
+    "Raises `ParameterError`, which begins with the variable, if files of this size cannot be written in a folder."
+    if why := why_unwritable(folder, size, files):
+        much = f"no {size * files / 2**20:.0f} MiB" if size >= 2**20 else "nothing"
+        raise ParameterError(f"{variable}: {much} can be written in {folder} ({why}); set it to another folder")
 
 # %% ../../nbs/base/core.ipynb #a59ed682
 def printable(text: str, encoding: str = "utf-8") -> str:

@@ -71,7 +71,7 @@ def _check_kernel():
         from jupyter_client.kernelspec import KernelSpecManager
 
         found = KernelSpecManager().find_kernel_specs()
-    except ImportError:
+    except (ImportError, OSError):  # also where IPython has no folder
         found = {}
     repair = "python -m ipykernel install --sys-prefix"
     return "Jupyter kernel python3", "python3" in found, found.get("python3", "missing"), repair

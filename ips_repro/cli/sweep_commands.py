@@ -146,6 +146,9 @@ def cmd_draw(args) -> int:
     if unknown := set(args.experiments) - set(drawn_names()):
         raise ParameterError(f"experiment: {sorted(unknown)[0]!r} is none of {', '.join(drawn_names())}")
     check_values({"scale": args.scale})
+    from ips_repro.base.places import check_results
+
+    check_results()
     names = args.experiments or drawn_names()
     try:
         with ProcessPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool:
@@ -159,11 +162,14 @@ def cmd_draw(args) -> int:
 # %% ../../nbs/cli/sweep_commands.ipynb #6e1c22f4
 def cmd_compare(args) -> int:
     "Run `ips-repro compare`: 1 if a value at paper scale lies outside its band."
+    from ips_repro.base.places import check_results
     from ips_repro.evidence.claims_text import comparison
     from ips_repro.evidence.compare import bands, write_page
 
     if unknown := set(args.experiments) - set(bands().index):
         raise ParameterError(f"experiment: {sorted(unknown)[0]!r} is none of {', '.join(bands().index)}")
+    if not args.experiments:
+        check_results()
     try:
         page, outside = comparison(args.experiments)
     except ValueError as e:

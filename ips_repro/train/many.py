@@ -10,7 +10,6 @@ __all__ = ['FirstOf', 'seconds_per_image', 'estimate_seconds', 'describe', 'Late
 import time
 from pathlib import Path
 
-from ..base.core import check_writable
 from ..base.limits import check_time, devices
 from ..base.params import read_parameters
 from ..base.places import advised, check_results
@@ -21,7 +20,7 @@ from ..runs.reuse import copied, standing
 from ..runs.run import Run, experiment_runs, reduction_text
 from ..runs.speed import remember
 from ..runs.status import check_free, state
-from .checkpoint import checkpoint_size
+from .checkpoint import check_room
 from .distributed import check_devices, train_together
 from .session import choose, train_into
 from .setup import check_device, trainer_of
@@ -118,12 +117,9 @@ class LatestData:
 
 
 def make_trainer(run: Run, data_of: LatestData, on_step=None) -> Trainer:
-    """Everything a run needs, ready to train.
-
-    Raises `ParameterError` if there is no room for a checkpoint, or if its batches are to be shared and cannot be."""
+    "Everything a run needs, ready to train. Raises `ParameterError` if its batches are to be shared and cannot be."
     data = data_of(run)
     net = data_of.work.network(run, data_of.work.facts(run, data), data_of.device)
-    check_writable(run.folder, "IPS_REPRO_OUT", checkpoint_size(net))
     if devices() > 1:
         check_net(net)
     return trainer_of(run, net, data.train, data.test, on_step)
@@ -186,6 +182,11 @@ def _to_train(runs, redo):  # the runs that are neither done nor copied from ano
     return todo
 
 
+def _roomy(run, trainer):  # the trainer, if what it will write fits on the disk
+    check_room(run.folder, trainer.net)
+    return trainer
+
+
 def _devices_of(runs, device):  # in words
     if devices() == 1:
         return device
@@ -211,7 +212,7 @@ def train_all(runs: list[Run], device: str, redo: bool = False, memory_gib: floa
     if len(todo) < len(runs):
         print(f"{len(runs) - len(todo)} of them already done with the same parameters: reused (redo=True trains again)")
     if todo:
-        seconds = estimate_seconds(todo, lambda r: make_trainer(r, data_of))
+        seconds = estimate_seconds(todo, lambda r: _roomy(r, make_trainer(r, data_of)))
         one = ", in one process" if devices() > 1 else ""
         print(f"estimated time: {duration(seconds)}, measured on a batch of each kind of run{one}", flush=True)
     for r in todo:
