@@ -47,6 +47,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'ips_repro.base.images': { 'ips_repro.base.images._by_pillow': ('base/images.html#_by_pillow', 'ips_repro/base/images.py'),
                                        'ips_repro.base.images._factor': ('base/images.html#_factor', 'ips_repro/base/images.py'),
                                        'ips_repro.base.images._of_8_bits': ('base/images.html#_of_8_bits', 'ips_repro/base/images.py'),
+                                       'ips_repro.base.images._only_openslide_reads': ( 'base/images.html#_only_openslide_reads',
+                                                                                        'ips_repro/base/images.py'),
                                        'ips_repro.base.images._opened': ('base/images.html#_opened', 'ips_repro/base/images.py'),
                                        'ips_repro.base.images._unreadable': ('base/images.html#_unreadable', 'ips_repro/base/images.py'),
                                        'ips_repro.base.images._without_extra_sample': ( 'base/images.html#_without_extra_sample',

@@ -15,11 +15,13 @@ import numpy as np
 
 from .core import printable, write_atomic
 from .tables import TABLES, listed_files
+from .whole_slides import ONLY_SLIDES, one_of_each_series, slide_image
 
 # %% ../../nbs/base/images.ipynb #ea91ae26
 def open_image(
     path: str | Path,
     channels: int = 1,  # 1: grey, 3: RGB
+    side: int | None = None,  # of a whole slide, the smallest level that is at least as long is enough; None: level 0
 ):  # pyvips image of 8 bits, to be read from top to bottom
     """Open an image; the table above says what becomes of its values.
 
@@ -31,7 +33,7 @@ def open_image(
     if (name := printable(str(path))) != str(path):
         raise ValueError(f"{name} cannot be read: its name is not UTF-8")  # libvips takes no other
     try:
-        image = _of_8_bits(str(path))
+        image = _of_8_bits(str(path), side)
         if image.hasalpha():
             image = image.flatten(background=255)
         return image.colourspace("b-w" if channels == 1 else "srgb").cast("uchar")
@@ -63,11 +65,13 @@ def _unreadable(path, why):
 _LOADERS = ("png", "jpeg", "tiff", "webp", "gif")  # what libvips must recognise, whatever a file's name says
 
 
-def _opened(path):  # as stored, but upright
+def _opened(path, side=None):  # as stored, but upright
     import pyvips
 
     if not Path(path).stat().st_size:
         raise _unreadable(path, "the file is empty")
+    if _only_openslide_reads(path):
+        return slide_image(path, side)
     if path.lower().endswith(".bmp"):
         return _by_pillow(path)
     how = {"fail_on": "error", "access": "sequential"}
@@ -79,6 +83,18 @@ def _opened(path):  # as stored, but upright
     if image.get_typeof("orientation") and image.get("orientation") > 1:
         image = pyvips.Image.new_from_file(path, **how | {"access": "random"}).autorot()  # read in another order
     return _without_extra_sample(image, path)
+
+
+def _only_openslide_reads(path):
+    import pyvips
+
+    if (suffix := Path(path).suffix.lower()) != ".svs":
+        return suffix in ONLY_SLIDES
+    try:  # libvips reads Aperio's slides too, but for those in JPEG 2000
+        pyvips.Image.new_from_file(path, fail_on="error").crop(0, 0, 1, 1).avg()
+        return False
+    except pyvips.Error:
+        return True
 
 
 def _by_pillow(path):  # libvips does not read BMP
@@ -106,8 +122,8 @@ def _without_extra_sample(image, path):  # libvips takes any further band of a T
     return image
 
 
-def _of_8_bits(path):
-    image = _opened(path)
+def _of_8_bits(path, side=None):
+    image = _opened(path, side)
     if image.format == "uchar":
         return image
     usual = {"grey16": "b-w", "rgb16": "srgb", "scrgb": "srgb"}.get(image.interpretation, image.interpretation)
@@ -147,7 +163,7 @@ def thumbnail(path: str | Path, side: int = 1024) -> np.ndarray:  # uint8 (h, w,
     import pyvips
 
     try:
-        return open_image(path, 3).thumbnail_image(side, height=side, size="down").numpy()
+        return open_image(path, 3, side).thumbnail_image(side, height=side, size="down").numpy()
     except pyvips.Error as e:
         raise _unreadable(path, first_line(e)) from None
 
@@ -189,11 +205,11 @@ SUFFIXES = (
     ".jpeg",
     ".tif",
     ".tiff",
-    ".svs",
     ".webp",
     ".gif",
     ".bmp",
-)  # .svs: a pyramid of tiles in TIFF
+    *ONLY_SLIDES,
+)
 
 
 def list_images(
@@ -205,7 +221,8 @@ def list_images(
     Raises `ValueError` if there are none."""
     source = Path(source)
     if source.is_dir():
-        found = sorted(p for p in source.iterdir() if p.suffix.lower() in suffixes)
+        visible = sorted(p for p in source.iterdir() if not p.name.startswith("."))
+        found = one_of_each_series([p for p in visible if p.suffix.lower() in suffixes])
     elif source.suffix.lower() in TABLES and source.is_file():
         found = listed_files(source, suffixes)
     elif source.suffix.lower() in suffixes:

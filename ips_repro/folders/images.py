@@ -73,7 +73,7 @@ class ImagePatches:
     def _image(self):
         if self.pixels is not None:
             return pyvips.Image.new_from_array(self.pixels)
-        image = open_image(self.path, 3)
+        image = open_image(self.path, 3, self.size)
         return fitted(image, self.size) if self.size else image
 
     def blocks(self):
@@ -117,7 +117,7 @@ KEEP_GIB = 4.0  # scaled images are kept in memory up to this much, else decoded
 
 
 def _decoded(path, size):  # the fitted image as an array; None at native size, where it is only read to its end
-    image = open_image(path, 3)
+    image = open_image(path, 3, size)
     if size is None:
         image.avg()
         return None

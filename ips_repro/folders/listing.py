@@ -18,6 +18,7 @@ import numpy as np
 from ..base.core import sha256, write_csv
 from ..base.images import SUFFIXES
 from ..base.tables import listed_file, part_column, read_table
+from ..base.whole_slides import one_of_each_series
 from ..base.words import PARTS, as_text, class_name, is_part, part_name
 from .splits import split
 
@@ -64,7 +65,8 @@ def _folders(folder):
 
 
 def _images_below(folder):
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    visible = sorted(p for p in folder.rglob("*") if not p.name.startswith("."))
+    return one_of_each_series([p for p in visible if p.suffix.lower() in SUFFIXES])
 
 
 def _of_classes(folder, part):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..base.images import SUFFIXES, image_size, list_images
 from ..base.tables import TABLES, read_table
+from ..base.whole_slides import one_of_each_series
 from .images import ImagePatches
 from .listing import placed
 from .record import look
@@ -32,7 +33,8 @@ class Predictor(RunPredictor):
             return [placed(source.parent, row[self.run["path_column"]], f"{source}, line {n}") for n, row in rows]
         if not source.is_dir():
             return list_images(source)
-        found = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        visible = sorted(p for p in source.rglob("*") if not p.name.startswith("."))
+        found = one_of_each_series([p for p in visible if p.suffix.lower() in SUFFIXES])
         answers = {p.parent for p in source.rglob("predictions.csv") if (p.parent / "overlays").is_dir()}
         photographs = [p for p in found if not answers & set(p.parents)]  # not the pictures of earlier answers
         return photographs or list_images(source)  # which says that there are none
