@@ -160,6 +160,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                         'ips_repro/base/whole_slides.py'),
                                              'ips_repro.base.whole_slides._openslide_size': ( 'base/whole_slides.html#_openslide_size',
                                                                                               'ips_repro/base/whole_slides.py'),
+                                             'ips_repro.base.whole_slides._plausible': ( 'base/whole_slides.html#_plausible',
+                                                                                         'ips_repro/base/whole_slides.py'),
                                              'ips_repro.base.whole_slides._series': ( 'base/whole_slides.html#_series',
                                                                                       'ips_repro/base/whole_slides.py'),
                                              'ips_repro.base.whole_slides._tiff_header': ( 'base/whole_slides.html#_tiff_header',

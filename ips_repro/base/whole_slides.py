@@ -6,14 +6,14 @@
 __all__ = ['ONLY_SLIDES', 'SUFFIXES', 'one_of_each_series', 'slide_files', 'opened_file', 'slides_in', 'open_slide', 'region',
            'bounds', 'pixel_size', 'slide_image', 'slide_thumbnail']
 
-# %% ../../nbs/base/whole_slides.ipynb #527cf805
+# %% ../../nbs/base/whole_slides.ipynb #89812c57
 import re
 import struct
 from pathlib import Path
 
 import numpy as np
 
-# %% ../../nbs/base/whole_slides.ipynb #6c5db55a
+# %% ../../nbs/base/whole_slides.ipynb #13045028
 ONLY_SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi", ".dcm")
 SUFFIXES = (".tif", ".tiff", *ONLY_SLIDES)
 _SERIES = re.compile(rb"\x20\x00\x0d\x00UI..[\d.\0]+\x20\x00\x0e\x00UI..([\d.]+)", re.DOTALL)  # after the study
@@ -69,7 +69,10 @@ def slides_in(folder: str | Path) -> list[Path]:
     inside = {p: _dicom_in(p) for p in found if p.is_dir()}
     return sorted([*files, *(s for p, slides in inside.items() for s in ([p] if len(slides) == 1 else slides))])
 
-# %% ../../nbs/base/whole_slides.ipynb #9f2210c7
+# %% ../../nbs/base/whole_slides.ipynb #50caef08
+_MOST = 2**29  # pixels that are read at once, 2 GiB
+
+
 def open_slide(path: str | Path):
     """An `openslide.OpenSlide` of a file, or of a folder with one DICOM series.
 
@@ -86,18 +89,29 @@ def open_slide(path: str | Path):
         raise ValueError(f"{path} is not a readable slide: {why}") from None
     except (openslide.OpenSlideError, UnicodeError) as e:
         raise ValueError(f"{path} is not a readable slide: {e}") from None
-    if min(slide.dimensions) < 1:
-        raise ValueError(f"{path} is not a readable slide: it has {slide.dimensions} pixels")
+    if not _plausible(slide, file):
+        w, h = slide.dimensions
+        raise ValueError(f"{path} is not a readable slide: it says {w}x{h} pixels, which its bytes cannot hold")
     return slide
+
+
+def _plausible(slide, file):  # a damaged header may promise more than anybody can wait for
+    if slide.properties.get("openslide.vendor") not in ("generic-tiff", "aperio"):
+        return min(slide.dimensions) > 0
+    w, h = (_number(slide.properties.get(f"openslide.level[0].tile-{side}")) or 256 for side in ("width", "height"))
+    tiles = slide.dimensions[0] / w * slide.dimensions[1] / h
+    return 0 < tiles * 8 <= file.stat().st_size  # TIFF writes down where each tile begins and how long it is
 
 
 def region(slide, x: int, y: int, level: int, w: int, h: int) -> np.ndarray:  # uint8 (h, w, 3)
     "Pixels of a slide from x, y at level 0, w x h at `level`. `ValueError` if they cannot be read."
     import openslide
 
+    if w * h > _MOST:
+        raise ValueError(f"{w}x{h} pixels are too many to read at once")
     try:
         rgba = np.asarray(slide.read_region((x, y), level, (w, h)))
-    except (openslide.OpenSlideError, MemoryError) as e:
+    except openslide.OpenSlideError as e:
         raise ValueError(f"cannot be read at x {x}, y {y}: {e}") from None
     alpha = rgba[..., 3:].astype(np.uint16)
     if alpha.min() == 255:
@@ -123,7 +137,7 @@ def _number(text):  # a finite number, or None
         return None
     return value if np.isfinite(value) else None
 
-# %% ../../nbs/base/whole_slides.ipynb #193279b3
+# %% ../../nbs/base/whole_slides.ipynb #8109f582
 _PLAUSIBLE = (0.02, 25)  # µm
 _UM = {"µm": 1.0, "um": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "inch": 25_400.0, "centimeter": 1e4}
 
@@ -154,7 +168,7 @@ def pixel_size(slide) -> float | None:  # µm per pixel at level 0
             return (x + y) / 2
     return None
 
-# %% ../../nbs/base/whole_slides.ipynb #543c5ad4
+# %% ../../nbs/base/whole_slides.ipynb #9848ad20
 _STRIP = 256  # rows of a strip, as high as the tiles of most slides
 
 
@@ -178,6 +192,7 @@ def _tiff_header(width, height, rows):  # of a BigTIFF whose strips follow witho
 class _Strips:  # a level of a slide as the bytes of that TIFF
     def __init__(self, slide, level):
         self.slide, self.level, (self.w, self.h) = slide, level, slide.level_dimensions[level]
+        self.down = slide.level_downsamples[level]
         self.head, self.at, self.last = _tiff_header(self.w, self.h, _STRIP), 0, (None, b"")
         self.size = len(self.head) + self.w * self.h * 3
 
@@ -185,8 +200,7 @@ class _Strips:  # a level of a slide as the bytes of that TIFF
         if self.last[0] != i:
             y, rows = i * _STRIP, min(_STRIP, self.h - i * _STRIP)
             try:
-                down = self.slide.level_downsamples[self.level]
-                pixels = region(self.slide, 0, round(y * down), self.level, self.w, rows).tobytes()
+                pixels = region(self.slide, 0, round(y * self.down), self.level, self.w, rows).tobytes()
             except ValueError:
                 pixels = b""
             self.last = i, pixels
@@ -207,7 +221,7 @@ class _Strips:  # a level of a slide as the bytes of that TIFF
         self.at = (0, self.at, self.size)[whence] + offset
         return self.at
 
-# %% ../../nbs/base/whole_slides.ipynb #d1c85cc1
+# %% ../../nbs/base/whole_slides.ipynb #5fe1dd69
 def slide_image(
     path: str | Path,
     side: int | None = None,  # pixels that its longer side has at least, unless the slide has less; None: level 0

@@ -109,12 +109,14 @@ def read_tiles(
     if not 1 <= crop <= tile:
         raise ValueError(f"crop: {crop} is not between 1 and the tile's {tile} px")
     edge = (tile - crop) // 2
+    level = slide.get_best_level_for_downsample(grid.side / tile)  # the smallest that is large enough
+    side = max(1, round(grid.side / slide.level_downsamples[level]))
 
     def one(cell):
         x, y = grid.corner(cell)
         if grid.side == tile:
             return region(slide, x + edge, y + edge, 0, crop, crop)
-        return _scaled(slide, x, y, grid.side, tile)[edge : edge + crop, edge : edge + crop]
+        return _scaled(region(slide, x, y, level, side, side), tile)[edge : edge + crop, edge : edge + crop]
 
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(cells), batch):
@@ -122,10 +124,8 @@ def read_tiles(
             yield part, np.stack(list(pool.map(one, part)))
 
 
-def _scaled(slide, x, y, side, tile):  # uint8 (tile, tile, 3), from the smallest level that is large enough
+def _scaled(pixels, tile):  # uint8 (tile, tile, 3)
     import cv2
 
-    level = slide.get_best_level_for_downsample(side / tile)
-    n = max(1, round(side / slide.level_downsamples[level]))
-    how = cv2.INTER_AREA if n >= tile else cv2.INTER_CUBIC
-    return cv2.resize(region(slide, x, y, level, n, n), (tile, tile), interpolation=how)
+    how = cv2.INTER_AREA if len(pixels) >= tile else cv2.INTER_CUBIC
+    return cv2.resize(pixels, (tile, tile), interpolation=how)
