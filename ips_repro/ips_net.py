@@ -16,7 +16,7 @@ from torch import Tensor
 from .base.grids import canvas_shape, grid_shape
 from .ips.cross_attention import Pooled, Transformer
 from .ips.encoders import resnet_encoder
-from .ips.engine import Selection
+from .ips.engine import Selection, unless_marked
 from .ips.selector import PatchSelector, at_least_one
 from .ips.weights import fill, find_weights, read_weights
 
@@ -69,7 +69,8 @@ class IPSNet(PatchSelector):
         return Output(self.classify(pooled.tokens), pooled, selection)
 
     def look(self, batch, selection: Selection, distinct=None) -> Output:
-        return self.pool(self.survivors(batch, selection.index, distinct), selection)
+        x = self.survivors(batch, selection.index, distinct)
+        return self.pool(unless_marked(x, selection.score), selection)
 
     def forward(self, patches, generator: torch.Generator = None) -> Output:
         batch = self.prepare(patches)

@@ -129,7 +129,10 @@ class Drawer:
         image = ImageOps.fit(image, (min(image.size),) * 2)  # the middle square, as the network sees it
         if self.net is None:
             return drawing_by_canny(image, self.side)
-        return drawing_by_generator(image, self.net, self.side)
+        ink = drawing_by_generator(image, self.net, self.side)
+        if not np.isfinite(ink).all():
+            raise ValueError(f"drawings: {self.name} draws NaN or infinity")
+        return ink
 
 
 def black_on_white(ink: np.ndarray) -> np.ndarray:  # (side, side) float32, 1 = line -> uint8, 0 = line

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .cross_attention import Pooled
+from .engine import unless_marked
 from .streaming import Streamed, select_stream
 from ..ips_net import IPSNet, Output
 
@@ -48,5 +49,6 @@ class BagIPSNet(IPSNet):
     def forward(self, bags: list, generator: torch.Generator = None) -> Output:
         seeds = self.image_seeds(len(bags), generator)
         kept = [self.select_one(bag, seed) for bag, seed in zip(bags, seeds)]
-        pooled = self._pooled(self._survivors(kept), [len(k.patches) for k in kept], seeds)
+        x = unless_marked(self._survivors(kept), torch.cat([k.selection.score[0] for k in kept]))
+        pooled = self._pooled(x, [len(k.patches) for k in kept], seeds)
         return Output(self.classify(pooled.tokens), pooled, [k.selection for k in kept])

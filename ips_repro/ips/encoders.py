@@ -166,7 +166,7 @@ def tried(
         raise ValueError(f"{name}: {backbone!r} cannot take patches of {patch_size} px ({reason})") from e
     return net.train()
 
-
+# %% ../../nbs/ips/encoders.ipynb #8fbd686b
 def make_encoder(
     backbone: str = "resnet18",
     pretrained: bool = False,  # ImageNet weights, downloaded by timm

@@ -12,6 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../../nbs/ips/losses.ipynb #e5eff77d
+def _binary_cross_entropy(probs, y, weights):  # NaN for NaN, where PyTorch's raises, and on a GPU ends the process
+    bad = ~probs.isfinite()
+    loss = F.binary_cross_entropy(probs.masked_fill(bad, 0.5), y, weights)
+    return torch.where(bad.any(), torch.nan, loss)
+
+
 def one_task_loss(
     kind: str,  # "softmax" or "sigmoid"
     probs: Tensor,  # (B, ..., C)
@@ -23,7 +29,7 @@ def one_task_loss(
     if kind == "sigmoid":
         y = label.float().view(len(label), *[1] * len(between), -1).expand_as(probs)
         weights = None if class_weights is None else torch.where(y > 0, class_weights, 1.0)
-        return F.binary_cross_entropy(probs, y, weights)
+        return _binary_cross_entropy(probs, y, weights)
     y = label.view(-1, *[1] * len(between)).expand(probs.shape[:-1])
     losses = F.nll_loss((probs + 1e-6).log().flatten(0, -2), y.flatten(), reduction="none")
     return (losses if class_weights is None else losses * class_weights[y.flatten()]).mean()
@@ -94,10 +100,17 @@ def weighted_terms(
     return torch.stack([t.weight * t(net, out, labels) for t in terms])
 
 
-def check_finite(terms: list, values: Tensor) -> None:
-    """Raises a `FloatingPointError` that names the terms if their sum is not finite.
+def check_finite(
+    terms: list,
+    values: Tensor,  # (len(terms),), or one more: the largest absolute value in the gradient
+) -> None:
+    """Raises a `FloatingPointError` that names the terms if one of the values is not finite.
 
     Reading the values makes a GPU wait, so this is not called after every step."""
-    if not values.sum().isfinite():
-        numbers = ", ".join(f"{t.name} = {v:g}" for t, v in zip(terms, values.tolist()))
-        raise FloatingPointError(f"the loss is not finite: {numbers}")
+    if values.isfinite().all():
+        return
+    found = values.tolist()
+    numbers = ", ".join(f"{t.name} = {v:g}" for t, v in zip(terms, found))
+    if len(found) > len(terms) and values[: len(terms)].isfinite().all():
+        raise FloatingPointError(f"the gradient is not finite, though the loss is: {numbers}")
+    raise FloatingPointError(f"the loss is not finite: {numbers}")

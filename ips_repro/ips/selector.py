@@ -27,6 +27,7 @@ from ips_repro.ips.engine import (
     embed_distinct,
     evaluating,
     keep_top,
+    marked,
     replay,
 )
 from .patches import PatchBatch, compact, upload
@@ -47,7 +48,7 @@ def reference_select(
         return net.encode(x.flatten(0, 1)).view(*cells.shape, -1) + net.position(N)[cells]
 
     with evaluating(net), numerics("float32"):
-        cells = order[:, : net.M]
+        cells, finite = order[:, : net.M], True
         x = embed(cells)
         for start in range(net.M, max(N, net.M + 1), net.I):
             new = order[:, start : start + net.I]
@@ -55,12 +56,13 @@ def reference_select(
             if new.shape[1]:
                 x = torch.cat([x, embed(new)], 1)
             scores = net.transf.crs_attn(x).attn.mean((1, 2))
+            finite = scores.isfinite().all(1) & finite
             if mask and N > net.M:
                 scores = mask(scores, generator)
             top = keep_top(scores, net.M)
             cells, scores = cells.gather(1, top), scores.gather(1, top)
             x = x.gather(1, top[..., None].expand(-1, -1, x.shape[-1]))
-    return Selection(cells, scores)
+    return marked(Selection(cells, scores), finite)
 
 # %% ../../nbs/ips/selector.ipynb #ef2d7988
 def at_least_one(name: str, value) -> int:
@@ -215,12 +217,20 @@ class PatchSelector(PatchEncoder):
             order, mask = self.order(B, N, generator), self.mask if self.training else None
             logits = arriving_logits(distinct @ A.T, self.position(N) @ A.T, batch.index, order)  # (B, H*T, N)
             if mask or self.device.type != "cuda":
-                return replay(logits, order, self.M, self.I, mask, generator), distinct
-            return self._cached("captured", self.device, Captured)(logits, order, self.M, self.I), distinct
+                found = replay(logits, order, self.M, self.I, mask, generator)
+            else:
+                found = self._cached("captured", self.device, Captured)(logits, order, self.M, self.I)
+            return marked(found, logits.isfinite().flatten(1).all(1)), distinct
 
     def select(self, patches, generator: torch.Generator = None) -> Selection:
-        "The M most attended patches of each image, best first; all of them, ranked, if there are no more than M."
-        return self.search(self.prepare(patches), generator)[0]
+        """The M most attended patches of each image, best first; all of them, ranked, if there are no more than M.
+
+        Raises `ValueError` if NaN or infinity in patches or weights leaves no order among them."""
+        found = self.search(self.prepare(patches), generator)[0]
+        if not (good := found.score.isfinite().all(1)).all():
+            image = int(good.int().argmin())
+            raise ValueError(f"patches: NaN or infinity in the patches of image {image}, or in the weights")
+        return found
 
     def predict(self, patches, generator: torch.Generator = None) -> dict:  # task -> (B, classes)
         "Probabilities, in eval mode whatever the current mode."

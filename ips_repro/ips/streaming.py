@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .device import numerics
 from .encoders import sinusoid
-from .engine import Selection, default_chunk, evaluating, recurrence
+from .engine import Selection, default_chunk, evaluating, recurrence, unless_marked
 from .image_patches import distinct_patches
 from .patches import compact, upload
 from ..ips_net import IPSNet, Output
@@ -115,7 +115,8 @@ def look_at(net: IPSNet, kept: Streamed) -> Output:  # B = 1
     "Pool and classify the survivors of a stream: in train mode with gradient, in eval mode without."
     batch = _distinct(kept.patches.to(net.device))
     x = net.encode(batch.take(batch.index[0]))[None] if net.training else net.embed(batch)[batch.index]  # (1, M, D)
-    return net.pool(_with_position(net, kept.selection.index, x), kept.selection)
+    x = _with_position(net, kept.selection.index, x)
+    return net.pool(unless_marked(x, kept.selection.score), kept.selection)
 
 
 @torch.no_grad()

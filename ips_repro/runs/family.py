@@ -12,7 +12,7 @@ import re
 from typing import Callable, NamedTuple
 
 from ..base.core import SCALES
-from ..base.params import ParameterError
+from ..base.params import ParameterError, check_finite_numbers
 
 # %% ../../nbs/runs/family.ipynb #997cb6ae
 class Like(NamedTuple):
@@ -119,6 +119,7 @@ def check_values(
     ranges: dict,
 ) -> None:
     "Raises `ParameterError` for a value outside its range or its list of choices."
+    check_finite_numbers(**values)
     for name, given in values.items():
         for v in given if isinstance(given, list) else [given]:
             if v is None:

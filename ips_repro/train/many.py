@@ -65,7 +65,11 @@ def estimate_seconds(
         if key not in measured:
             trainer = make(run)
             counts = len(trainer.train), len(trainer.test)
-            measured[key] = *counts, *seconds_per_image(trainer)
+            try:
+                measured[key] = *counts, *seconds_per_image(trainer)
+            except FloatingPointError:  # it will fail, and its record will say why
+                measured[key] = *counts, 0.0, 0.0
+                continue
             if trainer.net.device.type == "cpu":
                 remember(run, counts[0] * measured[key][2], counts[1] * measured[key][3])
         n_train, n_test, train, test = measured[key]

@@ -22,6 +22,7 @@ from ..runs.folder import RunFolder
 from ..runs.speed import cpu_model
 from ..runs.status import is_done, parameters_hash, state
 from .checkpoint import newest, run_key, save_epoch
+from .finite import why_training_not_finite
 from .trainer import restore_trainer, trainer_state
 
 # %% ../../nbs/train/session.ipynb #6dada20e
@@ -122,6 +123,8 @@ def _resumed(record, key, make):  # -> trainer, the rows of the epochs that are 
     def use(saved):
         trainer = make()
         restore_trainer(trainer, saved["trainer"])
+        if why := why_training_not_finite(trainer.net, trainer.opt):
+            raise ValueError(why)
         trainer.net.precision = saved["precision"]  # what `auto` meant where this run began
         if [r["epoch"] for r in saved["rows"]] != list(range(1, trainer.epoch + 1)):
             raise ValueError("its rows are not those of its epochs")
@@ -198,7 +201,11 @@ def _trained(record, make, device, progress, title):  # -> trainer after the las
     else:
         (record.folder / "metrics.csv").unlink(missing_ok=True)
     progress.resume(rows)
-    _train(trainer, rows, record, key, device, progress, record.parameters.get("patience"))
+    try:
+        _train(trainer, rows, record, key, device, progress, record.parameters.get("patience"))
+    except FloatingPointError as e:
+        kept = max((record.folder / "checkpoints").glob("epoch_*.ckpt"), default=None)
+        raise FloatingPointError(f"{e} (kept: {kept.name if kept else 'no checkpoint'})") from None
     return trainer, rows
 
 
