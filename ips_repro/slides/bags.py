@@ -156,6 +156,8 @@ def _read_file(file, part, listed):  # bags; name -> why it cannot be used
                 bags.append(_bag(file, name, f, group, part, listed))
             except Exception as e:  # whatever one slide holds, the others are not affected
                 bad[name] = str(e) if isinstance(e, (ValueError, TypeError)) else first_line(e)
+    if not bags and not bad:
+        raise ValueError(f"{file} holds no slides: the file is empty")
     return bags, bad
 
 
@@ -177,7 +179,9 @@ def read_bags(path: str | Path) -> tuple[list[Bag], dict]:  # bags; slide -> why
             if not several:
                 raise ValueError(f"data: {e}") from None
             found, unusable = [], {file.stem: str(e)}
-        bags, bad = bags + found, bad | unusable
+        bags += found
+        for name, why in unusable.items():  # two files may have a slide of the same name
+            bad[name if name not in bad else f"{file.name}: {name}"] = why
     _check_lengths(bags)
     for name in sorted(set(listed or ()) - {b.name for b in bags} - set(bad)):
         bad[name] = "there are no features of it"

@@ -6,7 +6,7 @@
 __all__ = ['ENDINGS', 'feature_files', 'open_features', 'first_line', 'slide_groups', 'Layout', 'layout', 'side_at_level_0',
            'positive', 'features_version']
 
-# %% ../../nbs/slides/feature_files.ipynb #56ac1f2e
+# %% ../../nbs/slides/feature_files.ipynb #ff6de95e
 import hashlib
 import math
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ import numpy as np
 
 from ..base.core import printable
 
-# %% ../../nbs/slides/feature_files.ipynb #e6d44057
+# %% ../../nbs/slides/feature_files.ipynb #50511fb2
 ENDINGS = (".h5", ".hdf5")
 
 
@@ -70,12 +70,13 @@ _OWN = ("features", "coords", "img", "pos")  # datasets of a slide
 
 
 def slide_groups(f: h5py.File, file: str | Path) -> dict:  # name of a slide -> its group in the file
-    "The slides of an opened file, by name. A file of one slide gives it its own name."
-    if any(f.get(name, getclass=True) is h5py.Dataset for name in _OWN):
+    "The slides of an opened file, by name. A file of one slide, with datasets and no group, gives it its name."
+    kinds = {name: f.get(name, getclass=True) for name in f}
+    if any(kinds.get(name) is h5py.Dataset for name in _OWN) or (kinds and h5py.Group not in kinds.values()):
         return {printable(Path(file).stem): "/"}
     return {printable(name): name for name in sorted(f)}
 
-# %% ../../nbs/slides/feature_files.ipynb #d9d91e91
+# %% ../../nbs/slides/feature_files.ipynb #1278373b
 class Layout(NamedTuple):
     "How the features of a slide are stored."
 
@@ -135,7 +136,7 @@ def _plain(value):  # as JSON knows it
     value = value.tolist() if isinstance(value, np.ndarray) else value
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
-# %% ../../nbs/slides/feature_files.ipynb #b7742734
+# %% ../../nbs/slides/feature_files.ipynb #6c985872
 def layout(g: h5py.Group) -> Layout:
     "How a slide is stored. `ValueError` says why it cannot be used."
     if not isinstance(g, h5py.Group):
@@ -185,7 +186,7 @@ def positive(value) -> int | None:
     except (TypeError, ValueError, OverflowError):
         return None
 
-# %% ../../nbs/slides/feature_files.ipynb #e984326f
+# %% ../../nbs/slides/feature_files.ipynb #a8855295
 def features_version(path: str | Path) -> str:  # 12 hex digits
     "Changes with slides, their labels and how they were encoded. `ValueError` if a file that is needed cannot be read."
     found, files = [], feature_files(path)

@@ -161,7 +161,8 @@ def extract_slide(
 
 def _where(slide, grid, extractor):  # attributes of the group
     size = pixel_size(slide)
-    return extractor.how_seen(slide) | {"patch_size_level0": grid.side} | ({"level0_mpp": size} if size else {})
+    where = {"patch_size_level0": grid.side, "bounds_x": grid.x, "bounds_y": grid.y}
+    return extractor.how_seen(slide) | where | ({"level0_mpp": size} if size else {})
 
 # %% ../../nbs/slides/features.ipynb #e97f6d4d
 def _one(folder, name, label, part, extractor, target, step):  # the slide as a file of its own, complete or not at all
