@@ -178,6 +178,8 @@ def listed_file(
                 return found[0]
     except OSError as e:
         raise ValueError(f"{text[:80]!r} cannot be a path: {e.strerror}") from None
+    if not as_text(text):
+        raise ValueError(f"{text!r} is no path")  # NaN, where pandas had none
     return folder / spellings[1]
 
 

@@ -229,7 +229,10 @@ def read_listing(
     items = read_folders(source) if source.is_dir() else read_listed(source, **columns)
     check_items(items, source)
     given = all(i.part for i in items)
-    items = split(items, seed, test_fraction)
+    try:
+        items = split(items, seed, test_fraction)
+    except ValueError as e:
+        raise ValueError(f"data: {source}: {str(e).removeprefix('data: ')}") from None
     parts = {i.part for i in items}
     if "test" not in parts:  # what was kept for validation is what there is to test on
         items = [i._replace(part="test" if i.part == "val" else i.part) for i in items]
