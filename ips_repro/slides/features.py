@@ -94,7 +94,6 @@ class Extractor:
             raise ValueError(f"tissue: {tissue:g} is not between 0 and 1")
         if mpp is not None and not 0.02 <= mpp <= 25:
             raise ValueError(f"mpp: {mpp:g} is not between 0.02 and 25 µm per pixel")
-        # what features depend on
         self.how = {"encoder": encoder, "pretrained": pretrained, "tile": tile, "crop": crop, "tissue": tissue}
         self.mpp, self.batch_size, self.device, self.workers = mpp, batch_size, device, workers
         self.net = None  # made when the first slide needs it

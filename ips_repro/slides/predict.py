@@ -16,7 +16,7 @@ from ..base.core import printable
 from ..base.images import list_images
 from ..base.whole_slides import SUFFIXES, open_slide, pixel_size, slide_thumbnail, slides_in
 from ..ips.device import numerics
-from .bags import HOW, slide_names, unlabelled_bag
+from .bags import HOW, slide_names, slide_picture, unlabelled_bag
 from .feature_files import ENDINGS
 from .features import Extractor
 from .tiles import read_tiles, tissue_of
@@ -93,6 +93,14 @@ def _told_apart(theirs: dict, ours: dict | None) -> str:
     return ""
 
 # %% ../../nbs/slides/predict.ipynb #804c8db7
+def _files(source):
+    if source.is_dir():
+        visible = [p for p in source.iterdir() if not p.name.startswith(".")]
+        if found := sorted([*(p for p in visible if p.suffix.lower() in ENDINGS), *slides_in(source)]):
+            return found
+    return list_images(source, (*ENDINGS, *SUFFIXES))
+
+
 def _inside(file):  # the slides of a file of features; the file itself if it is a slide, or cannot be read
     if file.suffix.lower() not in ENDINGS:
         return [file]
@@ -107,7 +115,7 @@ def _box(bag, pos, score):  # without a place where the file does not say how wi
     side = bag.tile or ""
     return {"x": x, "y": y, "w": side, "h": side, "pos": pos, "score": round(score, 8)}
 
-
+# %% ../../nbs/slides/predict.ipynb #a4f190f5
 class Predictor(RunPredictor):
     "A run on slides; see [train/predict](../train/predict.ipynb)."
 
@@ -119,12 +127,7 @@ class Predictor(RunPredictor):
 
     def inputs(self, source: str | Path) -> list:
         "The slides of HDF5 files of features, and whole slides, in a folder, a CSV or alone."
-        files = []
-        if Path(source).is_dir():
-            visible = [p for p in Path(source).iterdir() if not p.name.startswith(".")]
-            files = sorted([*(p for p in visible if p.suffix.lower() in ENDINGS), *slides_in(source)])
-        files = files or list_images(source, (*ENDINGS, *SUFFIXES))
-        return [item for file in files for item in _inside(file)]
+        return [item for file in _files(Path(source)) for item in _inside(file)]
 
     def _bag(self, item):  # and a note
         if isinstance(item, Encoded):
@@ -151,7 +154,7 @@ class Predictor(RunPredictor):
     def picture(self, item, side: int = 1024):
         "The thumbnail of a slide, where there is one."
         if isinstance(item, Encoded):
-            return unlabelled_bag(*item).picture()
+            return slide_picture(unlabelled_bag(*item))
         small = slide_thumbnail(item, side)
         with open_slide(item) as slide:
             return small, small.shape[1] / slide.dimensions[0]

@@ -19,7 +19,7 @@ from ..base.images import write_sheet
 from ..ips.bag_net import BagIPSNet
 from ..ips.device import numerics
 from ..ips.encoders import feature_projector
-from .bags import Bag
+from .bags import Bag, slide_picture
 from .sets import run_bags
 from ..train.setup import PICTURES, ips_settings
 from ..train.trainer import Trainer
@@ -126,7 +126,7 @@ def show_slides(bags: list[Bag], path: Path, n: int = 4) -> list[dict]:
     Returns the records of `write_sheet` with `scale`: pixels of the small picture for one at level 0."""
     pairs = zip(*([b for b in bags if b.label == label and b.columns and b.tile] for label in (1, 0)))
     some = [b for pair in pairs for b in pair][:n]
-    shown = {b.name: picture for b in some if (picture := b.picture()) is not None}
+    shown = {b.name: picture for b in some if (picture := slide_picture(b)) is not None}
     rows = write_sheet(path, {name: small for name, (small, _) in shown.items()}) if shown else []
     return [r | {"scale": r["factor"] * shown[r["image"]][1]} for r in rows]
 
