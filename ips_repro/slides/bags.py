@@ -140,7 +140,8 @@ def _bag(path, name, f, group, part, listed):
         bag.label, bag.part = listed[name]
         return bag
     if "label" not in g.attrs:
-        raise ValueError("no attribute 'label'")
+        table = f", and no labels.csv in {printable(str(path.parent))}" * (group == "/")  # of a file per slide
+        raise ValueError(f"no attribute 'label'{table}")
     bag.label, bag.part = class_number(g.attrs["label"]), part or part_name(g.attrs.get("part", "train")) or "train"
     return bag
 
