@@ -177,7 +177,7 @@ def read_split(root: str | Path, split: str) -> Split:
         classes,
     )
 
-
+# %% ../../nbs/lines/data.ipynb #f831fab2
 def read_folders(root: str | Path) -> tuple[Split, Split]:  # train, val
     "Both splits. `ValueError` if they do not have the same classes."
     train, val = read_split(root, "train"), read_split(root, "val")
