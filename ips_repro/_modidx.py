@@ -353,6 +353,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                                'ips_repro/cli/sweep_commands.py'),
                                               'ips_repro.cli.sweep_commands._lines': ( 'cli/sweep_commands.html#_lines',
                                                                                        'ips_repro/cli/sweep_commands.py'),
+                                              'ips_repro.cli.sweep_commands._lines_to_do': ( 'cli/sweep_commands.html#_lines_to_do',
+                                                                                             'ips_repro/cli/sweep_commands.py'),
                                               'ips_repro.cli.sweep_commands._on_slurm': ( 'cli/sweep_commands.html#_on_slurm',
                                                                                           'ips_repro/cli/sweep_commands.py'),
                                               'ips_repro.cli.sweep_commands.about_limits': ( 'cli/sweep_commands.html#about_limits',

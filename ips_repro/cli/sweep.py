@@ -16,7 +16,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from ..base.core import out_root, project_root
+from ..base.core import named_folder, out_root, project_root
 from ..base.limits import devices, seconds_left
 from ..base.params import ParameterError
 from ..runs.folder import settle
@@ -36,7 +36,8 @@ def start_line(line: dict, env: dict, **how) -> subprocess.Popen:
     out = out_root() / "results" / "executed" / f"{line['id']}.ipynb"
     how = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True) | how
     command = [sys.executable, "-c", _LAUNCHER, *words(line), "-o", str(out)]
-    env = os.environ | {"IPS_REPRO_OUT": str(out_root())} | env
+    cache = named_folder("IPS_REPRO_CACHE")  # absolute, for the launcher begins elsewhere
+    env = os.environ | {"IPS_REPRO_OUT": str(out_root())} | ({"IPS_REPRO_CACHE": str(cache)} if cache else {}) | env
     return subprocess.Popen(command, cwd=project_root(), env=env, **how)
 
 

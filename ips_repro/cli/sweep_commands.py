@@ -74,9 +74,21 @@ def _check_shared(lines):
             raise ParameterError(f"devices: {e.name} is trained by one process, since {e.family.one_process}")
 
 
+def _lines_to_do(args):  # once it is known that they can be done and their results written
+    from ips_repro.base.places import check_results
+    from ips_repro.runs.plan import bring
+
+    check_results()
+    project_root()  # whose notebooks are run
+    lines = _lines(args, substitutes=True)
+    _check_shared(lines)
+    bring(lines)
+    return lines
+
+
 def cmd_sweep(args) -> int:
     "Run `ips-repro sweep`: 0 if every run of the plan is done, 130 if only time was lacking, else 1."
-    from ips_repro.runs.plan import bring, shell
+    from ips_repro.runs.plan import shell
 
     if args.emit:
         more = f" --devices {args.devices}" if args.devices else ""
@@ -87,14 +99,8 @@ def cmd_sweep(args) -> int:
     if args.slurm is not None and (args.time or args.background):
         raise ParameterError("for: SLURM has a time limit and priorities of its own; --slurm time=240")
     take_limits(args)
-    lines = _lines(args, substitutes=True)
-    _check_shared(lines)
-    project_root()  # whose notebooks are run
-    from ips_repro.base.places import check_results
+    lines = _lines_to_do(args)
     from ips_repro.cli.sweep import sweep, sweep_table
-
-    check_results()
-    bring(lines)
 
     gpus, say = args.gpus.split(",") if args.gpus else [], partial(print, flush=True)
     with sigterm_interrupts():
