@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNTIL', 'duration_seconds', 'set_time', 'seconds_left', 'check_time', 'set_background', 'give_way', 'set_devices',
-           'devices']
+           'devices', 'set_force', 'forced', 'memory_there']
 
 # %% ../../nbs/base/limits.ipynb #9031fa54
 import os
@@ -12,6 +12,8 @@ import re
 import time
 from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from .params import ParameterError
 from .progress import duration
@@ -86,3 +88,29 @@ def set_devices(n: int) -> None:
 def devices() -> int:
     "Return how many devices train a run together."
     return int(os.environ.get(_DEVICES, "1"))
+
+# %% ../../nbs/base/limits.ipynb #bc497ab1
+_FORCE = "IPS_REPRO_FORCE"  # environment variable: 1 if estimates of memory are to be ignored
+_CGROUPS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)  # of containers, versions 2 and 1
+
+
+def set_force() -> None:
+    "Let this process, or one it starts, try what memory does not seem to suffice for."
+    os.environ[_FORCE] = "1"
+
+
+def forced() -> bool:
+    "Is what does not seem to fit into memory to be tried?"
+    return os.environ.get(_FORCE, "").lower() in ("1", "true", "yes")
+
+
+def memory_there() -> float:  # GiB
+    "The memory of this machine, or of the container that this process lives in."
+    limits = [psutil.virtual_memory().total]
+    for path in map(Path, _CGROUPS):
+        with suppress(OSError, ValueError):  # "max", or no container
+            limits.append(int(path.read_text()))
+    return min(limits) / 2**30

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from ..base.core import check_writable, out_root, printable, project_root, write_json
+from ..base.limits import forced
 from ..base.params import ParameterError
 from .doctor import cmd_doctor
 from .request import check_request, find_notebook, parameter_help
@@ -30,7 +31,8 @@ from ips_repro.cli.sweep_commands import (
     take_limits,
 )
 from .testing import cmd_test
-from ..digits.settings import bench_run, check_values
+from ..digits.settings import TESTBED, bench_run, check_values
+from ..runs.memory import why_too_much
 from ..runs.registry import experiments
 from ..runs.status import Held
 
@@ -75,7 +77,8 @@ def cmd_bench(args) -> int:
     "Run `ips-repro bench`."
     setting = {name: getattr(args, name) for name in _BENCH}
     check_values(setting | {"device": args.device, "repeats": args.repeats})
-    bench_run(**setting)
+    if not forced() and (why := why_too_much(TESTBED.memory(bench_run(**setting)))):
+        raise ParameterError(why)
     if args.json and (Path(args.json).is_dir() or not Path(args.json).absolute().parent.is_dir()):
         raise ParameterError(f"json: {args.json} is a folder, or there is no folder for it")
     from ips_repro.bench.timing import bench, bench_text
@@ -179,6 +182,7 @@ def _about_plans(sub):
         command.add_argument("-p", dest="parameter", **pair, help="a parameter of the runs, as for `ips-repro run`")
         command.set_defaults(do=do)
     plan.add_argument("--json", metavar="OUT", help="also write the plan to this file")
+    plan.add_argument("--force", action="store_true", help="do not say what does not fit into memory")
     about_sweeps(sweep)
 
 # %% ../../nbs/cli/main.ipynb #0a45dcf5

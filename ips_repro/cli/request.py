@@ -13,6 +13,7 @@ from ..base.core import definite_scale, project_root
 from ..base.limits import devices
 from ..base.params import ParameterError, check_given, notebook_params
 from ..digits.settings import check_values, resolve
+from ..runs.memory import check_memory
 from ..runs.registry import experiments
 from ..runs.run import experiment_runs
 
@@ -28,7 +29,8 @@ def check_request(
     if devices() > 1:
         _check_devices(experiment, everything, devices())
     if experiment:
-        experiment_runs(experiment, everything, _scale_here(everything))
+        runs = experiment_runs(experiment, everything, _scale_here(everything))
+        check_memory(runs, float("inf") if _on_gpu(everything.get("device", "auto")) else None)
         return given
     check_values(everything)
     if {"o2i", "canvas", "patch_size"} <= set(everything):
@@ -87,15 +89,22 @@ def _check_devices(experiment, everything, n):
         raise ParameterError(f"devices: {n} asked for, but there are {there} {what}")
 
 
+def _gpu_present():
+    return any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
+
+
+def _on_gpu(device):
+    return _gpu_present() and device == "auto" or device.startswith("cuda")
+
+
 def _scale_here(everything):
     """Return what scale 'auto' will mean on this machine, as far as that is known without torch.
 
     Raises `ParameterError` for a request that needs a GPU if there is none."""
     scale, device = everything.get("scale", "paper"), everything.get("device", "auto")
-    present = any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
-    if device.startswith("cuda") and not present:
+    gpu = _on_gpu(device)
+    if device.startswith("cuda") and not _gpu_present():
         raise ParameterError(f"device: {device!r} cannot be used here: there is no NVIDIA GPU")
-    gpu = present and device == "auto" or device.startswith("cuda")
     if not gpu and everything.get("precision") == "tf32":
         raise ParameterError("precision: tf32 exists on a GPU only")
     if not gpu and everything.get("memory_gib"):

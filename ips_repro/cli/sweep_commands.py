@@ -12,9 +12,10 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 from ..base.core import SCALES, project_root, sigterm_interrupts, write_json
-from ..base.limits import devices, set_background, set_devices, set_time
+from ..base.limits import devices, forced, set_background, set_devices, set_force, set_time
 from ..base.params import ParameterError
 from .request import typed
 from ..digits.settings import check_values
@@ -48,12 +49,30 @@ def _asked(names, pairs):  # experiment -> typed parameters
     return asked
 
 
+def _too_large(lines):  # why lines that are left do not fit into memory here, one text each
+    from ips_repro.runs.memory import why_too_much
+    from ips_repro.runs.plan import actions
+    from ips_repro.runs.run import Run
+
+    gpu = float("inf") if list(Path("/dev").glob("nvidia[0-9]*")) else None  # its memory is not known without torch
+    known = experiments()
+    left = [l for l, (act, _) in zip(lines, actions(lines)) if act in ("run", "resume", "failed")]
+    parts = [
+        e.family.memory(Run(e, e.family.defaults | l["parameters"]))
+        for l in left
+        if (e := known.get(l.get("experiment")))
+    ]
+    return [why for p in parts if (why := why_too_much(p, gpu))]
+
+
 def cmd_plan(args) -> int:
     "Run `ips-repro plan`."
     from ips_repro.runs.plan import table
 
     lines = _lines(args)
     print(table(lines))
+    if not args.force and not forced() and (refused := _too_large(lines)):
+        print(f"{len(refused)} of them do not fit into the memory of this machine: {refused[0]}")
     if args.json:
         write_json(args.json, lines)
     return 0
@@ -81,9 +100,15 @@ def _lines_to_do(args):  # once it is known that they can be done and their resu
     check_results()
     project_root()  # whose notebooks are run
     lines = _lines(args, substitutes=True)
-    _check_shared(lines)
+    _check_lines(lines, here=args.slurm is None)
     bring(lines)
     return lines
+
+
+def _check_lines(lines, here):  # here: are they done on this machine?
+    _check_shared(lines)
+    if here and not forced() and (refused := _too_large(lines)):
+        raise ParameterError(f"{refused[0]} ({len(refused)} of {len(lines)} runs do not fit)")
 
 
 def cmd_sweep(args) -> int:
@@ -91,7 +116,7 @@ def cmd_sweep(args) -> int:
     from ips_repro.runs.plan import shell
 
     if args.emit:
-        more = f" --devices {args.devices}" if args.devices else ""
+        more = f" --devices {args.devices}" * bool(args.devices) + " --force" * args.force
         print(*(shell(line) + more for line in _lines(args)), sep="\n")
         return 0
     if args.chunk < 1:
@@ -188,7 +213,7 @@ def cmd_compare(args) -> int:
 
 # %% ../../nbs/cli/sweep_commands.ipynb #6c2fb4a5
 def about_limits(command) -> None:
-    "Add `--for`, `--background` and `--devices` to an argparse parser; `take_limits` applies them."
+    "Add `--for`, `--background`, `--devices` and `--force` to an argparse parser; `take_limits` applies them."
     command.add_argument(
         "--for",
         dest="time",
@@ -199,6 +224,7 @@ def about_limits(command) -> None:
     command.add_argument("--background", action="store_true", help="let everything else on this machine go first")
     shared = "processes that train a run together, each on a GPU or its part of the cores; learns the same (default 1)"
     command.add_argument("--devices", type=int, metavar="N", help=shared)
+    command.add_argument("--force", action="store_true", help="try what does not seem to fit into memory")
 
 
 def take_limits(args) -> None:
@@ -209,6 +235,8 @@ def take_limits(args) -> None:
         set_background()
     if args.devices is not None:
         set_devices(args.devices)
+    if args.force:
+        set_force()
 
 
 def about_sweeps(sweep) -> None:

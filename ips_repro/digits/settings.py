@@ -8,12 +8,12 @@ __all__ = ['DEFAULTS', 'PRESETS', 'PUBLISHED_NOISE', 'BANK_SIZES', 'CHOICES', 'R
 
 # %% ../../nbs/digits/settings.ipynb #cdb02de8
 from ..base.grids import canvas_shape, grid_shape
-from ..base.params import ParameterError
-from .cost import cost
+from ..base.params import ParameterError, number_name
+from .cost import cost, memory
 from .quick_scale import quick_scale, quick_scale_sha256, turn
 from .sizes import PUBLISHED_O2I, check_room, digit_size_for, exact_o2i, label_size
 from ..runs import family
-from ..runs.family import RECIPE, Family, by_scale, warmup_that_fits
+from ..runs.family import RECIPE, Family, by_scale, kept_of, warmup_that_fits
 from ..runs.run import differences
 
 # %% ../../nbs/digits/settings.ipynb #2ae2afe0
@@ -101,7 +101,7 @@ def _derive(run, asked):
     if not run["mask_p"]:
         run["mask_k"] = DEFAULTS["mask_k"]  # nothing is masked, whatever K
     rows, cols = grid_shape(H, W, run["patch_size"], run["stride"])
-    return run | {"n_patches": rows * cols}
+    return run | {"n_patches": rows * cols} | kept_of(run, asked, rows * cols)
 
 
 def _check_together(run):
@@ -151,7 +151,7 @@ _SHORT = {
 def _short(name, value):  # a parameter in the name of a folder
     if isinstance(value, str):
         return value
-    return name if value is True else f"{_SHORT.get(name, name)}{value:g}"
+    return name if value is True else f"{_SHORT.get(name, name)}{number_name(value)}"
 
 
 def _folder(run, special):
@@ -188,6 +188,7 @@ TESTBED = Family(
     RANGES,
     AXES,
     cost=cost,
+    memory=memory,
     prepare=_prepare,
     fixed={"quick": {"quick_scale": quick_scale_sha256()}},
     substitutes=_substitutes,

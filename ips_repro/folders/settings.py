@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'PRESETS', 'CHOICES', 'RANGES', 'FOLDERS', 'OWN_IMAGES', 'EXPERIMENTS', 'proposed_patch',
-           'proposed_memory', 'columns_of', 'data_name']
+           'proposed_memory', 'columns_of', 'data_name', 'memory', 'cost']
 
 # %% ../../nbs/folders/settings.ipynb #24a734b2
 import hashlib
 import math
+import os
 import re
 from pathlib import Path
 from statistics import median
@@ -16,10 +17,11 @@ from statistics import median
 import psutil
 
 from ..base.images import image_size
-from ..base.params import ParameterError, absolute_path
+from ..base.params import ParameterError, absolute_path, number_name
 from .listing import listing_version, read_listing
 from ..runs import family
-from ..runs.family import RECIPE_BY_IMAGE, Experiment, Family, Like, by_scale, warmup_that_fits
+from ..runs.family import RECIPE_BY_IMAGE, Experiment, Family, Like, by_scale, kept_of, warmup_that_fits
+from ..runs.memory import GIB, Part, activations, images_at_once, total_gib
 
 # %% ../../nbs/folders/settings.ipynb #38084ead
 # fmt: off
@@ -92,7 +94,11 @@ def _complete(run, asked):
         what = f"the smallest image ({least} px)" if native else f"size = {least}"
         raise ParameterError(f"patch_size: {run['patch_size']} px is more than {what}; at most {least} would do")
     run["M"] = run["M"] or proposed_memory(run)
-    return run
+    return run if native else run | kept_of(run, asked, _patches_of(int(run["size"]), run["patch_size"], run["stride"]))
+
+
+def _patches_of(side, p, s):  # how many cover an image of side x side, the last ones beyond its edge
+    return (1 + max(0, -(-(side - p) // s))) ** 2
 
 # %% ../../nbs/folders/settings.ipynb #219ea1cb
 def columns_of(run: dict) -> dict:  # as `read_listing` takes them
@@ -142,9 +148,30 @@ def _folder(run, special):
     extra = []
     for k, v in special.items():
         if k not in ("size", "patch_size", "M"):
-            extra.append(v if isinstance(v, str) else k if v is True else f"{k}{v:g}")
+            extra.append(v if isinstance(v, str) else k if v is True else f"{k}{number_name(v)}")
     parts = ["results", data_name(run["data"]), run["size"], "PS", run["patch_size"], f"M{run['M']}", *extra]
     return re.sub(r"[^\w.-]+", "-", "_".join(map(str, parts)))
+
+
+def memory(run: dict) -> list[Part]:
+    "For what a run needs memory. Images at their own size are read strip by strip, of scaled ones those that fit stay."
+    side = None if run["size"] == "native" else int(run["size"])
+    h, w = (side, side) if side else (4 * run["height"], 4 * run["width"])  # some are larger than most
+    M = min(run["M"], _patches_of(max(h, w), run["patch_size"], run["stride"]))
+    patches = images_at_once(run) * (M + min(run["I"], M)) * 3 * run["patch_size"] ** 2
+    pixels = 3 * side**2 if side else 3 * run["patch_size"] * w
+    n = (run["n_train"] or 0) + (run["n_test"] or 0)
+    return [
+        activations(run, M),
+        Part("M, I, batch_size", "patches of a batch", 8 * patches / GIB, True),
+        Part("size", "images while they are scaled", 3 * (os.cpu_count() or 1) * pixels / GIB),
+        Part("n_train, size", "images that are kept", min(4.0, n * pixels / GIB) if side else 0.0),
+    ]
+
+
+def cost(run: dict) -> dict:  # {"cpu_minutes": None, "gib"}
+    "Expected memory; minutes are known once a batch was timed."
+    return {"cpu_minutes": None, "gib": total_gib(memory(run))}
 
 
 FOLDERS = Family(
@@ -158,6 +185,8 @@ FOLDERS = Family(
     ("seed", "data"),
     derived=("data_version", "height", "width", "smallest"),
     unimportant=("eval_every", "check", "precision", "determinism"),
+    cost=cost,
+    memory=memory,
     prepare=_prepare,
 )
 

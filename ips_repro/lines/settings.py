@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LINE_GUIDED', 'UNUSED', 'DATA', 'STRATEGIES', 'DEFAULTS', 'VIT', 'PRESETS', 'CHOICES', 'RANGES', 'LINE',
-           'EXPERIMENTS', 'line_inputs', 'line_gmacs', 'cost']
+           'EXPERIMENTS', 'line_inputs', 'line_gmacs', 'memory', 'cost']
 
 # %% ../../nbs/lines/settings.ipynb #2f75f770
 import hashlib
@@ -13,9 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..base.core import sha256
-from ..base.params import ParameterError, absolute_path
+from ..base.params import ParameterError, absolute_path, number_name
 from ..runs import family
 from ..runs.family import RECIPE, Experiment, Family, by_scale, warmup_that_fits
+from ..runs.memory import GIB, Part, total_gib
 
 # %% ../../nbs/lines/settings.ipynb #ce6edfa7
 LINE_GUIDED = "Line_Guided_ViT"  # the folder under results/
@@ -117,14 +118,14 @@ def _hashed(path, size, changed):  # once for each content: every run asks
 def _word(name, value):  # a changed parameter in the name of a folder
     if value is True:
         return name
-    return f"{name}{value:g}" if isinstance(value, (int, float)) else f"{name}-{value}"
+    return f"{name}{number_name(value)}" if isinstance(value, (int, float)) else f"{name}-{value}"
 
 
 def _folder(run, special):
     data = run["data"]
     if data not in DATA:  # two folders may have one name
         data = f"{Path(data).name}-{hashlib.sha256(data.encode()).hexdigest()[:6]}"
-    parts = ["results", data, run["image_size"], run["image_size"], run["strategy"], f"keep{run['keep']:g}"]
+    parts = ["results", data, run["image_size"], run["image_size"], run["strategy"], f"keep{number_name(run['keep'])}"]
     parts += [f"{run['n_train'] or 'all'}d", "PS", run["patch_size"]]
     parts += [f"lines-{run['drawings_sha256'][:6]}"] if run["drawings_sha256"] else []
     parts += [_word(k, v) for k, v in special.items() if k not in ("image_size", "n_train", "patch_size")]
@@ -162,17 +163,31 @@ def line_gmacs(run: dict, num_classes: int = 10) -> float:  # 10^9 multiply-accu
 _CPU_GMAC_PER_S = 25  # two cores, forward and backward
 
 
-def cost(run: dict) -> dict:  # {"cpu_minutes": None for data of unknown size, "gib"}
-    """Expected minutes on two CPU cores, and memory.
+def memory(run: dict) -> list[Part]:
+    """For what a run needs memory.
 
-    Memory is that of activations, and of pictures and drawings, which are kept (see KEEP_GIB in
-    [lines/data](../lines/data.ipynb))."""
+    Pictures and drawings are kept up to KEEP_GIB of [lines/data](../lines/data.ipynb)."""
+    B = min(run["batch_size"], 10 * run["n_train"]) if run["data"] == "shapes" else run["batch_size"]
+    D, size, tokens = run["embed_dim"], run["image_size"] ** 2, B * run["depth"] * run["k"]
+    n = 10 * ((run["n_train"] or 1000) + (run["n_val"] or 100))
+    half = 0.5 if run["precision"] == "bf16" else 1
+    blocks = f"what {run['depth']} blocks keep of {B} x {run['k']} patches for the backward pass"
+    drawn = 0 if run["drawings"] in _DRAWINGS else 800 * run["ld_size"] ** 2
+    return [
+        Part("batch_size, image_size, patch_size, keep", blocks, half * tokens * D * 80 / GIB, True),
+        Part("embed_dim, depth", "weights, their gradient and momenta", 16 * run["depth"] * 12 * D**2 / GIB, True),
+        Part("batch_size, image_size", "pictures of a batch", B * size * 60 / GIB, True),
+        Part("n_train", "pictures that are kept", min(2.0, n * (3 * size + 4 * run["ld_size"] ** 2) / GIB)),
+        Part("ld_size", "drawings by the generator", drawn / GIB),
+    ]
+
+
+def cost(run: dict) -> dict:  # {"cpu_minutes": None for data of unknown size, "gib"}
+    "Expected minutes on two CPU cores, and memory."
     seen = None if run["data"] != "shapes" else 10 * run["n_epochs"] * (3 * run["n_train"] + run["n_val"])
-    pictures = 10 * ((run["n_train"] or 1000) + (run["n_val"] or 100))
-    kept = min(2.0, pictures * (3 * run["image_size"] ** 2 + 4 * run["ld_size"] ** 2) / 2**30)
     return {
         "cpu_minutes": None if seen is None else round(seen * line_gmacs(run) / _CPU_GMAC_PER_S / 60, 1),
-        "gib": round(0.7 + run["batch_size"] * run["depth"] * run["k"] * run["embed_dim"] * 4 * 20 / 2**30 + kept, 1),
+        "gib": total_gib(memory(run)),
     }
 
 # %% ../../nbs/lines/settings.ipynb #8a7bd94a
@@ -194,6 +209,7 @@ LINE = Family(
     ("strategy", "keep", "seed", "data", "drawings"),
     in_paper=_in_paper,
     cost=cost,
+    memory=memory,
     prepare=_prepare,
     one_process="its random numbers are not drawn image by image",
 )

@@ -15,6 +15,7 @@ from ..base.params import read_parameters
 from ..base.places import advised, check_results
 from ..base.progress import duration
 from ..runs.folder import Finished
+from ..runs.memory import check_memory
 from ..runs.registry import experiment, part
 from ..runs.reuse import copied, standing
 from ..runs.run import Run, experiment_runs, reduction_text
@@ -23,7 +24,7 @@ from ..runs.status import check_free, state
 from .checkpoint import check_room
 from .distributed import check_devices, train_together
 from .session import choose, train_into
-from .setup import check_device, trainer_of
+from .setup import check_device, gpu_memory, trainer_of
 from .shares import check_net
 from .trainer import ALONE, Trainer, tested
 
@@ -207,6 +208,7 @@ def train_all(runs: list[Run], device: str, redo: bool = False, memory_gib: floa
     work = part(runs[0].family, "training")
     check_results()
     check_device(runs, device, memory_gib)
+    check_memory(runs, memory_gib or gpu_memory(device))
     where = _devices_of(runs, device)
     work.check(runs)
     data_of = LatestData(work, device)
