@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from filelock import FileLock
 
-from ..base.core import write_atomic, write_csv
+from ..base.core import check_writable, write_atomic, write_csv
 
 # %% ../../nbs/folders/example.ipynb #5dd2b951
 def _ground(rng, h, w):  # (h, w, 3) uint8: two colours mixed by noise of three grain sizes, and some grain
@@ -127,6 +127,9 @@ def make_example(
 ) -> Path:  # root
     "The example as class folders; the same arguments give the same bytes. Several processes may ask at once."
     root = Path(root)
+    if (root / "objects.csv").is_file():
+        return root  # also where nothing can be written
+    check_writable(root, "IPS_REPRO_CACHE")
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.with_name(f".{root.name}.lock")):
         if not (root / "objects.csv").is_file():

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from filelock import FileLock
 
-from ..base.core import write_atomic
+from ..base.core import check_writable, write_atomic
 from .photographs import CLASSES, SETS
 
 # %% ../../nbs/signs/scenes.ipynb #e009f378
@@ -163,6 +163,9 @@ def make_scenes(
 
     The same arguments give the same bytes."""
     root = Path(root)
+    if not any(_missing(root / SETS[train][1], n) for train, n in ((True, n_train), (False, n_test))):
+        return root  # also where nothing can be written
+    check_writable(root, "IPS_REPRO_CACHE")
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".lock"):
         for train, n in ((True, n_train), (False, n_test)):
@@ -170,16 +173,23 @@ def make_scenes(
     return root
 
 
+def _known(folder):  # file -> its line in annotations.txt
+    table = folder / "annotations.txt"
+    return {line.partition(":")[0]: line for line in (table.read_text().splitlines() if table.is_file() else ())}
+
+
+def _missing(folder, n):  # the numbers of the pictures that are still to be made
+    known, files = _known(folder), [f"{i:010d}.jpg" for i in range(n)]
+    return [i for i, file in enumerate(files) if file not in known or not (folder / file).is_file()]
+
+
 def _make_set(root, train, n, size, o2i, seed):
     folder = root / SETS[train][1]
     folder.mkdir(parents=True, exist_ok=True)
-    table = folder / "annotations.txt"
-    known = {line.partition(":")[0]: line for line in (table.read_text().splitlines() if table.is_file() else ())}
-    for i in range(n):
+    known = _known(folder)
+    for i in _missing(folder, n):
         file = f"{i:010d}.jpg"
-        if file in known and (folder / file).is_file():
-            continue
         img, signs = scene(CLASSES[i % len(CLASSES)], np.random.default_rng([seed, int(train), i]), size, o2i)
         write_atomic(folder / file, cv2.imencode(".jpg", img[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
         known[file] = f"{file}:{signs}"
-    write_atomic(table, "".join(f"{known[file]}\n" for file in sorted(known)))
+    write_atomic(folder / "annotations.txt", "".join(f"{known[file]}\n" for file in sorted(known)))
