@@ -7,6 +7,7 @@ __all__ = ['KEEP_GIB', 'Variation', 'random_variation', 'fitted', 'ImagePatches'
 
 # %% ../../nbs/folders/images.ipynb #ce998db7
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,9 @@ import numpy as np
 import pyvips
 import torch
 
-from ..base.images import first_line, image_size, open_image
+from ..base.decoding import named
+from ..base.images import image_size, open_image
+from ..base.items import attempted
 from .listing import Listing
 from ..ips.image_patches import padded_size, rows_of_patches
 from ..train.kept import cell_boxes
@@ -80,12 +83,10 @@ class ImagePatches:
         image, start = self._image(), 0
         if self.variation:
             image = self.variation(image)
-        try:
+        with named(self.path, "cannot be read to its end"):
             for patches in rows_of_patches(image, self.p, self.s):
                 yield torch.arange(start, start + len(patches)), patches
                 start += len(patches)
-        except pyvips.Error as e:
-            raise ValueError(f"{self.path} cannot be read to its end: {first_line(e)}") from None
 
     def geometry(self) -> tuple[int, int, float, int]:
         "Width and height of the original, how much it was scaled, and the number of columns of the grid."
@@ -118,25 +119,21 @@ KEEP_GIB = 4.0  # scaled images are kept in memory up to this much, else decoded
 
 def _decoded(path, size):  # the fitted image as an array; None at native size, where it is only read to its end
     image = open_image(path, 3, size)
-    if size is None:
-        image.avg()
-        return None
-    return fitted(image, size).numpy()
+    with named(path, "cannot be read to its end"):
+        if size is None:
+            image.avg()
+            return None
+        return fitted(image, size).numpy()
 
 
 def decode_all(
     paths: list[Path],
     size: int | None,
 ) -> tuple[dict, dict]:  # path -> fitted image (uint8 (size, size, 3), or None at native size); path -> why not
-    "Decode every image once, several at a time."
+    "Decode every image once, several at a time. Whatever is raised for one is why it is not used."
 
     def one(path):
-        try:
-            return path, _decoded(path, size), None
-        except (ValueError, OSError) as e:
-            return path, None, str(e)
-        except pyvips.Error as e:
-            return path, None, f"{path} cannot be read to its end: {first_line(e)}"
+        return path, *attempted(partial(_decoded, size=size), path)
 
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(one, paths))

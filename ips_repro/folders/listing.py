@@ -17,6 +17,7 @@ import numpy as np
 
 from ..base.core import sha256, write_csv
 from ..base.images import SUFFIXES
+from ..base.items import attempted
 from ..base.tables import listed_file, part_column, read_table
 from ..base.whole_slides import one_of_each_series
 from ..base.words import PARTS, as_text, class_name, is_part, part_name
@@ -170,13 +171,15 @@ def _twice(items, key):  # the first two items with the same key, or None
 def _copies_across_parts(items):  # the first two files of the same content in different parts, or None
     by_size = defaultdict(list)
     for item in items:
-        by_size[item.path.stat().st_size].append(item)
+        if item.path.is_file() and (size := item.path.stat().st_size):  # others are named when they are decoded
+            by_size[size].append(item)
     for alike in by_size.values():
         if len({i.part for i in alike}) > 1:
             digests = {}
             for item in alike:
-                first = digests.setdefault(sha256(item.path), item)
-                if first.part != item.part:
+                digest, why = attempted(sha256, item.path)
+                first = digests.setdefault(digest, item)
+                if why is None and first.part != item.part:
                     return first, item
     return None
 
@@ -189,15 +192,15 @@ def check_items(items: list[Item], source: str | Path) -> None:
     if not items:
         raise ValueError(f"data: {source} has no images ({', '.join(SUFFIXES)})")
     for item in items:
-        if not item.path.is_file():
-            listed = "" if item.where == str(item.path) else f"{item.where}: "
-            raise ValueError(f"data: {listed}{item.path}: no such file")
+        found = item.where == str(item.path)  # in a folder; what is there and no file is named when it is decoded
+        if not item.path.is_file() and not (found and os.path.lexists(item.path)):
+            raise ValueError(f"data: {'' if found else f'{item.where}: '}{item.path}: no such file")
     classes = sorted({name for i in items for name in i.labels})
     if len(classes) < 2:
         raise ValueError(f"data: {source} has one class, {classes[0]!r}: there is nothing to tell apart")
     if pair := _same_but_for_case(classes):
         raise ValueError(f"data: {source}: the classes {pair[0]!r} and {pair[1]!r} differ only in case")
-    if pair := _twice(items, lambda item: item.path.resolve()):
+    if pair := _twice(items, lambda item: os.path.realpath(item.path)):
         parts = f" in two parts, {pair[0].part!r} and {pair[1].part!r}" if pair[0].part != pair[1].part else " twice"
         raise ValueError(f"data: {pair[1].where}: {pair[1].path} is listed{parts}")
     if pair := _same_but_for_case(str(i.path) for i in items):
@@ -258,6 +261,6 @@ def listing_version(listing: Listing) -> str:  # 12 hex digits
     "Which files, of which sizes and times, with which labels in which parts: other images make other runs."
     lines = []
     for i in listing.items:
-        found = i.path.stat()
+        found = i.path.stat() if i.path.exists() else i.path.lstat()
         lines.append(f"{i.path}|{found.st_size}|{found.st_mtime_ns}|{'|'.join(i.labels)}|{i.part}")
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:12]

@@ -8,15 +8,16 @@ __all__ = ['Predictor']
 # %% ../../nbs/folders/predict.ipynb #c1563f2b
 from pathlib import Path
 
-from ..base.images import SUFFIXES, image_size, list_images
-from ..base.tables import TABLES, read_table
-from ..base.whole_slides import one_of_each_series
+from ..base.images import image_size, images_below, list_images
 from .images import ImagePatches
-from .listing import placed
 from .record import look
 from ..train.predict import Look, RunPredictor
 
 # %% ../../nbs/folders/predict.ipynb #8943d543
+def _hidden(item):
+    return isinstance(item, Path) and item.name.startswith(".")
+
+
 class Predictor(RunPredictor):
     "A run on one's own images; see [train/predict](../train/predict.ipynb)."
 
@@ -28,15 +29,11 @@ class Predictor(RunPredictor):
     def inputs(self, source: str | Path) -> list[Path]:
         "The images of a folder and of the folders in it, those that a table lists, or one image."
         source = Path(source)
-        if source.suffix.lower() in TABLES and source.is_file():
-            rows = read_table(source, (self.run["path_column"],))
-            return [placed(source.parent, row[self.run["path_column"]], f"{source}, line {n}") for n, row in rows]
         if not source.is_dir():
-            return list_images(source)
-        visible = sorted(p for p in source.rglob("*") if not p.name.startswith("."))
-        found = one_of_each_series([p for p in visible if p.suffix.lower() in SUFFIXES])
+            return list_images(source, column=self.run["path_column"])
         answers = {p.parent for p in source.rglob("predictions.csv") if (p.parent / "overlays").is_dir()}
-        photographs = [p for p in found if not answers & set(p.parents)]  # not the pictures of earlier answers
+        below = [item for item in images_below(source) if not _hidden(item)]
+        photographs = [item for item in below if not answers & set(Path(str(item)).parents)]  # no earlier answers
         return photographs or list_images(source)  # which says that there are none
 
     def look(self, item: str | Path) -> Look:

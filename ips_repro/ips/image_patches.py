@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.images import first_line, open_image
+from ..base.decoding import named
+from ..base.images import open_image
 from .patches import PatchBatch, windows
 
 # %% ../../nbs/ips/image_patches.ipynb #ce3e4a2a
@@ -45,12 +46,8 @@ def rows_of_patches(
 
 def stream_patches(path: str | Path, patch_size: int, stride: int | None = None, channels: int = 1):
     "As `rows_of_patches`, of an image file. `ValueError` names a file that cannot be read to its end."
-    import pyvips
-
-    try:
+    with named(path, "cannot be read to its end"):
         yield from rows_of_patches(open_image(path, channels), patch_size, stride)
-    except pyvips.Error as e:
-        raise ValueError(f"{path} cannot be read to its end: {first_line(e)}") from None
 
 # %% ../../nbs/ips/image_patches.ipynb #b042c827
 def distinct_patches(

@@ -19,6 +19,7 @@ import timm
 import torch
 from filelock import FileLock, Timeout
 
+from ..base.items import attempted, one_line
 from ..base.tables import listed_file, part_column, read_table
 from ..base.whole_slides import SUFFIXES, open_slide, pixel_size, slide_files, slides_in
 from ..base.words import class_number, part_name
@@ -216,28 +217,30 @@ def _keys(slide, label, target, done, extractor):  # of a slide now; as extracte
 def _extract_missing(slides, listed, parts, done, extractor, say, step):  # -> {slide: why it could not be used}
     failed = {}
 
-    def not_used(name, e):
-        failed[name] = str(e)
-        say(f"{name}: NOT USED, {e}", flush=True)
+    def not_used(name, why):
+        failed[name] = why
+        say(f"{one_line(name)}: NOT USED, {why}", flush=True)
 
     for i, (name, (label, part)) in enumerate(listed.items(), 1):
-        head, target = f"[{i}/{len(listed)}] {name}", parts / f"{slide_name(name)}.h5"
-        try:
-            key, in_all, in_own = _keys(slides / name, label, target, done, extractor)
-        except (ValueError, OSError) as e:
-            not_used(name, e)
+        head, target = f"[{i}/{len(listed)}] {one_line(name)}", parts / f"{slide_name(name)}.h5"
+        keys, why = attempted(lambda slide: _keys(slide, label, target, done, extractor), slides / name)
+        if why is not None:
+            not_used(name, why)
             continue
+        key, in_all, in_own = keys
         if in_own not in (None, key) or in_all == key:
             target.unlink(missing_ok=True)  # of other settings, or not needed
         if key in (in_all, in_own):
             say(f"{head}: done before", flush=True)
             continue
         extractor.load()
-        try:
-            tiles = _one(slides, name, label, part, extractor, target, partial(step, name))
+        tiles, why = attempted(
+            lambda name: _one(slides, name, label, part, extractor, target, partial(step, name)), name
+        )
+        if why is not None:
+            not_used(name, why)
+        else:
             say(f"{head}: {tiles}", flush=True)
-        except (ValueError, OSError) as e:
-            not_used(name, e)
     return failed
 
 # %% ../../nbs/slides/features.ipynb #f8a6f4ed
@@ -260,7 +263,7 @@ def _say_unsized(out, labels, extractor, say):  # which slides do not say how la
     if extractor.mpp is None or not out.is_file():
         return
     with h5py.File(out, "r") as f:
-        names = [name for name in sorted(labels) if name in f and "mpp" not in f[name].attrs]
+        names = [name for name in sorted(f) if name in labels and "mpp" not in f[name].attrs]
     if names:
         some, tile = ", ".join(names[:5]) + ", ..." * (len(names) > 5), extractor.how["tile"]
         text = f"{len(names)} of {len(labels)} slides do not say how large their pixels are ({some}): "

@@ -14,6 +14,7 @@ import torch
 
 from ..base.core import printable
 from ..base.images import list_images
+from ..base.items import Unusable, attempted
 from ..base.whole_slides import SUFFIXES, open_slide, pixel_size, slide_thumbnail, slides_in
 from ..ips.device import numerics
 from .bags import HOW, slide_names, slide_picture, unlabelled_bag
@@ -102,12 +103,16 @@ def _files(source):
 
 
 def _inside(file):  # the slides of a file of features; the file itself if it is a slide, or cannot be read
-    if file.suffix.lower() not in ENDINGS:
+    if isinstance(file, Unusable) or file.suffix.lower() not in ENDINGS:
         return [file]
-    try:
-        return [Encoded(file, name) for name in slide_names(file)] or [file]
-    except ValueError:
-        return [file]
+    names, _ = attempted(_names, file)  # why not is said when it is looked at
+    return [Encoded(file, name) for name in names or ()] or [file]
+
+
+def _names(file):
+    if not file.is_file():  # a pipe, for example, would be waited for
+        raise ValueError(f"{file} is no file")
+    return slide_names(file)
 
 
 def _box(bag, pos, score):  # without a place where the file does not say how wide its grid is
@@ -120,6 +125,7 @@ class Predictor(RunPredictor):
     "A run on slides; see [train/predict](../train/predict.ipynb)."
 
     tasks = {"tumour": ("softmax", ("normal", "tumour"))}
+    frame = "level 0"
 
     def __init__(self, run, manifest, net, device):
         super().__init__(run, manifest, net, device)
@@ -136,7 +142,7 @@ class Predictor(RunPredictor):
                 raise ValueError(f"its features have length {bag.F}, those of the run {wanted}")
             return bag, _told_apart(bag.how, self.encoding)
         if item.suffix.lower() in ENDINGS:
-            raise ValueError(f"{item} holds no slides: {len(slide_names(item))} groups")  # or it cannot be read
+            raise ValueError(f"{item} holds no slides: {len(_names(item))} groups")  # or it cannot be read
         if self.extractor is None:
             self.extractor = extractor_of(self.encoding, self.device)
         slide = SlideTiles(item, self.extractor)
@@ -150,6 +156,9 @@ class Predictor(RunPredictor):
         p, kept, size = float(out.probs["tumour"][0, 0]), out.selection[0], getattr(bag, "size", ("", ""))
         boxes = [_box(bag, *cell) for cell in zip(kept.index[0].tolist(), kept.score[0].tolist())]
         return Look({"tumour": np.array([1 - p, p])}, boxes, bag.n, *size, note)
+
+    def notes(self, item) -> list[str]:
+        return []  # slides are not read as images are
 
     def picture(self, item, side: int = 1024):
         "The thumbnail of a slide, where there is one."

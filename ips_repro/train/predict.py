@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,8 @@ import cv2
 import numpy as np
 
 from ..base.core import printable, sha256, sigterm_interrupts, write_atomic, write_csv, write_json
-from ..base.images import list_images, open_image, thumbnail
+from ..base.images import image_notes, image_size, list_images, thumbnail
+from ..base.items import attempted, one_line
 from ..base.params import ParameterError
 from ..ips.weights import check_kind, load_weights
 from ..runs.family import Family
@@ -43,6 +45,7 @@ class RunPredictor:
     "A finished run that predicts. The `Predictor` of a family is one."
 
     tasks: dict  # task -> (kind, names of its classes); kind "softmax": one of them, "sigmoid": any of them
+    frame = "upright picture"  # what places are pixels of
 
     def __init__(
         self,
@@ -69,7 +72,11 @@ class RunPredictor:
     def picture(self, item, side: int = 1024) -> tuple[np.ndarray, float] | None:  # uint8 (h, w, 3), its scale
         "A small picture of an input, and how many of its pixels are one of the input's; None if there is none."
         picture = thumbnail(item, side)
-        return picture, picture.shape[1] / open_image(item, 3).width
+        return picture, picture.shape[1] / image_size(item)[1]
+
+    def notes(self, item) -> list[str]:
+        "What a reader of the answer should know about the file, such as that only the first of its pages was read."
+        return image_notes(item)
 
 # %% ../../nbs/train/predict.ipynb #16f071de
 def load_run(folder: str | Path, device: str = "cpu") -> RunPredictor:
@@ -178,36 +185,33 @@ def _picture(predictor, item, boxes):  # PNG, or None
     return cv2.imencode(".png", framed(*seen, boxes)[..., ::-1])[1].tobytes()
 
 
-def _looked(predictor, item, name):  # its row, its kept patches, its picture
-    look = predictor.look(item)
+def _looked(predictor, item):  # its row, its kept patches, its picture
+    look, name = predictor.look(item), printable(str(item))
+    if not np.isfinite([b["score"] for b in look.boxes]).all():
+        raise ValueError("the score of a kept patch is no number")
+    note = "; ".join(filter(None, [look.note, *predictor.notes(item)]))
     row = {"image": name, "width": look.width, "height": look.height, "n_patches": look.n_patches}
-    row |= answers(predictor.tasks, look.probs) | {"note": look.note, "error": ""}
+    row |= answers(predictor.tasks, look.probs) | {"frame": predictor.frame, "note": note, "error": ""}
     placed = bool(look.boxes) and "" not in (look.boxes[0]["x"], look.boxes[0]["w"])
     return row, look.boxes, placed, _picture(predictor, item, look.boxes) if placed else None
 
 
-def _reason(e):  # one line
-    text = " ".join(str(e).split()) or "no reason given"
-    return printable(text if isinstance(e, (ValueError, OSError)) else f"{type(e).__name__}: {text}")
-
-
 def _one(predictor, item, out, i):  # its row, and a line of text
-    name = printable(str(item))
-    try:
-        row, boxes, placed, picture = _looked(predictor, item, name)
-    except MemoryError:
-        raise
-    except Exception as e:  # whatever a file holds, the others are not affected
-        return {"image": name, "error": _reason(e)}, f"{name}: ERROR {_reason(e)}"
+    name, line = printable(str(item)), one_line(str(item))
+    found, why = attempted(partial(_looked, predictor), item)
+    if why is not None:
+        return {"image": name, "error": why}, f"{line}: ERROR {why}"
+    row, boxes, placed, picture = found
     # numbered as in the table: a name from outside is never a path here
     if boxes:
-        write_csv(out / "kept" / f"{i:05d}.csv", [{"image": name, "rank": n} | b for n, b in enumerate(boxes)])
+        rows = [{"image": name, "rank": n} | b | {"frame": predictor.frame} for n, b in enumerate(boxes)]
+        write_csv(out / "kept" / f"{i:05d}.csv", rows)
     if placed:
         write_json(out / "kept" / f"{i:05d}.geojson", polygons(boxes))
     if picture is not None:
         write_atomic(out / "overlays" / f"{i:05d}.png", picture)
     said = ", ".join(f"{t} {row[t]}" for t in predictor.tasks)
-    return row, f"{name}: {said}" + f" ({row['note']})" * bool(row["note"])
+    return row, f"{line}: {said}" + f" ({row['note']})" * bool(row["note"])
 
 # %% ../../nbs/train/predict.ipynb #8f1c4c96
 _WRITE_S = 3  # seconds after which the table is written anew
@@ -215,7 +219,7 @@ _WRITE_S = 3  # seconds after which the table is written anew
 
 def _columns(predictor):
     found = answers(predictor.tasks, {t: np.zeros(len(names)) for t, (_, names) in predictor.tasks.items()})
-    return ["image", "width", "height", "n_patches", *found, "weights_sha256", "note", "error"]
+    return ["image", "width", "height", "n_patches", *found, "frame", "weights_sha256", "note", "error"]
 
 
 def predict_all(
