@@ -191,7 +191,7 @@ def _looked(predictor, item):  # its row, its kept patches, its picture
         raise ValueError("the score of a kept patch is no number")
     note = "; ".join(filter(None, [look.note, *predictor.notes(item)]))
     row = {"image": name, "width": look.width, "height": look.height, "n_patches": look.n_patches}
-    row |= answers(predictor.tasks, look.probs) | {"frame": predictor.frame, "note": note, "error": ""}
+    row |= answers(predictor.tasks, look.probs) | {"note": note, "error": ""}
     placed = bool(look.boxes) and "" not in (look.boxes[0]["x"], look.boxes[0]["w"])
     return row, look.boxes, placed, _picture(predictor, item, look.boxes) if placed else None
 
@@ -219,7 +219,7 @@ _WRITE_S = 3  # seconds after which the table is written anew
 
 def _columns(predictor):
     found = answers(predictor.tasks, {t: np.zeros(len(names)) for t, (_, names) in predictor.tasks.items()})
-    return ["image", "width", "height", "n_patches", *found, "frame", "weights_sha256", "note", "error"]
+    return ["image", "width", "height", "n_patches", *found, "weights_sha256", "note", "error"]
 
 
 def predict_all(
