@@ -138,7 +138,7 @@ def _prepare(values):
     found |= {"smallest": min(map(min, sizes)), "data_version": listing_version(listing)}
     return values | {"data": str(path)} | found
 
-# %% ../../nbs/folders/settings.ipynb #a3f1d08a
+# %% ../../nbs/folders/settings.ipynb #157c0547
 def data_name(data: str) -> str:
     "A folder or table in the names of files: two of them may be called the same."
     return data if data == "example" else f"{Path(data).stem}-{hashlib.sha256(data.encode()).hexdigest()[:6]}"
@@ -152,7 +152,7 @@ def _folder(run, special):
     parts = ["results", data_name(run["data"]), run["size"], "PS", run["patch_size"], f"M{run['M']}", *extra]
     return re.sub(r"[^\w.-]+", "-", "_".join(map(str, parts)))
 
-
+# %% ../../nbs/folders/settings.ipynb #dcf51c94
 def memory(run: dict) -> list[Part]:
     "For what a run needs memory. Images at their own size are read strip by strip, of scaled ones those that fit stay."
     side = None if run["size"] == "native" else int(run["size"])
@@ -173,7 +173,7 @@ def cost(run: dict) -> dict:  # {"cpu_minutes": None, "gib"}
     "Expected memory; minutes are known once a batch was timed."
     return {"cpu_minutes": None, "gib": total_gib(memory(run))}
 
-
+# %% ../../nbs/folders/settings.ipynb #b595725b
 FOLDERS = Family(
     "folders",
     DEFAULTS,

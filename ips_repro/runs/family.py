@@ -56,7 +56,7 @@ RANGES = {  # the same -> lowest and highest value that makes sense
     "slots": (1, 10**4),
 }
 
-# %% ../../nbs/runs/family.ipynb #734b1958
+# %% ../../nbs/runs/family.ipynb #66fbd048
 RECIPE = "published"  # how networks are trained today; whatever alters a run's numbers gives this another name
 RECIPE_BY_IMAGE = "published, drawn by image"  # the same, with random numbers that follow from one for each image
 
@@ -97,7 +97,7 @@ class Experiment(NamedTuple):
     grids: dict  # scale -> blocks: parameter -> value or list of values
     asks: dict = {}  # what to ask of a notebook that is for several experiments
 
-
+# %% ../../nbs/runs/family.ipynb #04d0f63e
 def by_scale(
     scales: tuple,  # e.g. ("paper", "quick", "smoke")
     values: dict,  # parameter -> its value at each of them
