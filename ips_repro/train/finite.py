@@ -106,7 +106,7 @@ class NotFinite(FloatingPointError):
 
 def remedy(trainer, rate: float) -> str:
     "What to try where nothing is wrong with the images, after a step with this learning rate."
-    bf16 = ", or precision=float32 instead of bf16," if getattr(trainer.net, "precision", "") == "bf16" else ""
+    bf16 = " or precision=float32 instead of bf16," if getattr(trainer.net, "precision", "") == "bf16" else ""
     was = f"the learning rate was {rate:.3g} at that step"
     return f"{was}: a smaller lr than {trainer.lr:g}, or a longer warm-up,{bf16} is worth a try"
 
