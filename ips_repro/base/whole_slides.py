@@ -34,7 +34,7 @@ def one_of_each_series(
     "The same files, but only the first of those that are one slide in DICOM."
     seen, kept = set(), []
     for path in paths:
-        series = _series(path) if path.suffix.lower() == ".dcm" else None
+        series = _series(path) if path.suffix.lower() == ".dcm" and path.is_file() else None
         if series and (path.parent, series) in seen:
             continue
         seen.add((path.parent, series))
@@ -65,8 +65,9 @@ def opened_file(path: str | Path) -> Path:
 def slides_in(folder: str | Path) -> list[Path]:
     "The slides of a folder, by name: files, one of each DICOM series, and folders that hold a series."
     found = sorted(p for p in Path(folder).iterdir() if not p.name.startswith("."))
-    files = one_of_each_series([p for p in found if p.suffix.lower() in SUFFIXES and p.is_file()])
     inside = {p: _dicom_in(p) for p in found if p.is_dir()}
+    # a folder or a broken link that is called like a slide is one that cannot be opened, and says so
+    files = one_of_each_series([p for p in found if p.suffix.lower() in SUFFIXES and not inside.get(p)])
     return sorted([*files, *(s for p, slides in inside.items() for s in ([p] if len(slides) == 1 else slides))])
 
 # %% ../../nbs/base/whole_slides.ipynb #50caef08
