@@ -185,7 +185,7 @@ def _load(path, kind, header, access):
     how = {"access": access, "revalidate": True, "fail_on": "warning" if kind == "tiff" else "error"}
     return getattr(pyvips.Image, f"{kind}load")(path, **how)
 
-
+# %% ../../nbs/base/decoding.ipynb #1572e193
 def _only_openslide_reads(path):
     import pyvips
 

@@ -50,7 +50,7 @@ def check_finite_numbers(**values) -> None:  # name -> value or list of them
     "`ParameterError` names the first number that is NaN or infinite; what is no number is left alone."
     for name, given in values.items():
         for v in given if isinstance(given, (list, tuple)) else [given]:
-            if isinstance(v, numbers.Real) and not math.isfinite(v):
+            if isinstance(v, numbers.Real) and not isinstance(v, numbers.Integral) and not math.isfinite(v):
                 raise ParameterError(f"{name}: {v:g} is not a finite number")
 
 

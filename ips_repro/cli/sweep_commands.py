@@ -110,7 +110,7 @@ def _check_lines(lines, here):  # here: are they done on this machine?
     if here and not forced() and (refused := _too_large(lines)):
         raise ParameterError(f"{refused[0]} ({len(refused)} of {len(lines)} runs do not fit)")
 
-
+# %% ../../nbs/cli/sweep_commands.ipynb #6d17e751
 def cmd_sweep(args) -> int:
     "Run `ips-repro sweep`: 0 if every run of the plan is done, 130 if only time was lacking, else 1."
     from ips_repro.runs.plan import shell

@@ -121,7 +121,7 @@ def cmd_test(args) -> int:
     passed = []
     notebooks = sorted(find_notebooks(args.notebooks), key=lambda p: p.parent.name != "tests")  # the longest first
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.workers))  # before anything imports torch
-    with tempfile.TemporaryDirectory() as out, ThreadPoolExecutor(args.workers) as pool:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as out, ThreadPoolExecutor(args.workers) as pool:
         timeout = args.timeout or (1500 if args.slow else 300)
         env = {"IPS_REPRO_OUT": out, "TMPDIR": out, "IPS_REPRO_SLOW": "1" if args.slow else ""}
         try:

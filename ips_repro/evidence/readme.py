@@ -46,7 +46,7 @@ def _how_far(folder):  # "Dataset_Size, <setting>: epoch 2"
 def standing_text() -> str:  # markdown
     "How many runs are under `results/`, at which scale, how far unfinished ones have come, and what is superseded."
     (finished, begun, old), (quick, _, old_quick) = _recorded("paper"), _recorded("quick")
-    text = f"Under `results/` lie {_runs(len(finished))} at `paper` scale and {_runs(len(quick))} at `quick` scale."
+    text = f"Finished, under `results/`: {_runs(len(finished))} at `paper` scale, {_runs(len(quick))} at `quick` scale."
     if begun:
         text += f" Begun at `paper` scale, and not finished: {'; '.join(map(_how_far, begun))}."
     planned = make_plan(EXPERIMENTS, "quick")
