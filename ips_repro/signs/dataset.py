@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..base.download import cached
 from ..base.images import open_image, read_image
+from ..base.params import number_name
 from .photographs import Signs, download_signs
 from .scenes import make_scenes, scenes_version
 
@@ -75,5 +76,5 @@ def sign_root(run: dict) -> Path:
         return Path(run["data"])
     # as large as the photographs; the loader makes them smaller
     size = max((1200, 1600), (run["height"], run["width"]))
-    root = cached(f"scenes_{size[0]}x{size[1]}_o2i{run['o2i']:g}_{scenes_version()}")
+    root = cached(f"scenes_{size[0]}x{size[1]}_o2i{number_name(run['o2i'])}_{scenes_version()}")
     return make_scenes(root, run["n_train"], run["n_test"], size, run["o2i"])

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from ..base.download import cache_root, cached
-from ..base.params import ParameterError
+from ..base.params import ParameterError, number_name
 from ..base.progress import duration, wants_bar
 from .bags import Bag, finite_bags, read_bags
 from .features import Extractor, extract_features
@@ -20,7 +20,7 @@ from .synthetic import make_slides, scenes_version
 # %% ../../nbs/slides/sets.ipynb #bca45889
 def made_slides(side: int, n_train: int, n_test: int, share: float) -> Path:
     "The folder of slides that are made here; made if they are not there."
-    name = f"slides_{side}px_{n_train}_{n_test}_{share:g}_{scenes_version()}"
+    name = f"slides_{side}px_{n_train}_{n_test}_{number_name(share)}_{scenes_version()}"
     return make_slides(cached(name), n_train, n_test, side, share)
 
 
@@ -34,8 +34,11 @@ def features_file(
     mpp: float | None = 0.5,
 ) -> Path:
     "The default place for the features of a folder of slides."
-    slides, special = slides.resolve(), "" if (tile, crop, tissue) == (256, 224, 0.25) else f"_{tile}_{crop}_{tissue:g}"
-    special += "" if mpp == 0.5 else f"_{mpp:g}um" if mpp else "_level0"
+    slides, special = (
+        slides.resolve(),
+        "" if (tile, crop, tissue) == (256, 224, 0.25) else f"_{tile}_{crop}_{number_name(tissue)}",
+    )
+    special += "" if mpp == 0.5 else f"_{number_name(mpp)}um" if mpp else "_level0"
     own = "" if slides.parent == cache_root() else "-" + hashlib.sha256(str(slides).encode()).hexdigest()[:6]
     return cached("features", f"{slides.name}{own}_{encoder}{'' if pretrained else '_random'}{special}.h5")
 
