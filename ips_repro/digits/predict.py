@@ -14,7 +14,7 @@ from .training import TASKS
 from ..ips.image_patches import padded_size, stream_patches
 from ..ips.streaming import predict_stream
 from ..train.kept import cell_boxes
-from ..train.predict import Look, RunPredictor
+from ..train.predict import Look, RunPredictor, in_boxes
 
 # %% ../../nbs/digits/predict.ipynb #128f68ce
 class Predictor(RunPredictor):
@@ -33,15 +33,18 @@ class Predictor(RunPredictor):
         super().__init__(run, manifest, net, device)
         net.n_patches = None  # images may have any size
 
-    def look(self, item: str | Path) -> Look:
+    def look(self, item: str | Path, watch=None) -> Look:
         p, s, image = self.run["patch_size"], self.run["stride"], open_image(item)
         H, W = image.height, image.width
         if min(H, W) < p:
             raise ValueError(f"{item} has {W}x{H} pixels, less than a patch of {p}")
-        probs, kept = predict_stream(self.net, stream_patches(item, p, s))
-        cells, scores = kept.selection.index[0].tolist(), kept.selection.score[0].tolist()
         padded = padded_size(H, W, p, s)
-        boxes = cell_boxes(cells, scores, grid_shape(*padded, p, s)[1], (p, p), (s, s))
+
+        def boxes(cells, scores):
+            return cell_boxes(cells, scores, grid_shape(*padded, p, s)[1], (p, p), (s, s))
+
+        probs, kept = predict_stream(self.net, stream_patches(item, p, s), in_boxes(watch, boxes))
+        found = boxes(kept.selection.index[0].tolist(), kept.selection.score[0].tolist())
         other = padded != canvas_shape(self.run["canvas"]) and self.net.use_position
         note = "another grid of patches than in training" if other else ""
-        return Look({t: v[0].cpu().numpy() for t, v in probs.items()}, boxes, kept.n, W, H, note)
+        return Look({t: v[0].cpu().numpy() for t, v in probs.items()}, found, kept.n, W, H, note)

@@ -36,8 +36,8 @@ class Predictor(RunPredictor):
         photographs = [item for item in below if not answers & set(Path(str(item)).parents)]  # no earlier answers
         return photographs or list_images(source)  # which says that there are none
 
-    def look(self, item: str | Path) -> Look:
+    def look(self, item: str | Path, watch=None) -> Look:
         size = None if self.run["size"] == "native" else int(self.run["size"])
         image = ImagePatches(item, self.run["patch_size"], self.run["stride"], size)
-        found, (height, width) = look(self.net, image), image_size(item)
+        found, (height, width) = look(self.net, image, watch), image_size(item)
         return Look({"label": found.probs}, found.boxes, found.n_patches, width, height)

@@ -18,6 +18,7 @@ from ..base.images import thumbnail, write_sheet
 from .images import FolderImages, ImagePatches, boxes_of
 from ..ips.bag_net import BagIPSNet
 from ..ips.streaming import predict_stream
+from ..train.predict import in_boxes
 
 # %% ../../nbs/folders/record.ipynb #2686337d
 class Answer(NamedTuple):
@@ -31,13 +32,17 @@ class Answer(NamedTuple):
     n_patches: int  # that there were to choose from
 
 
-def look(net: BagIPSNet, image: ImagePatches) -> Answer:
+def look(net: BagIPSNet, image: ImagePatches, watch=None) -> Answer:  # watch: as for `RunPredictor.look`
     "Answer for an image that is read once, and say where the kept patches lie."
-    probs, kept = predict_stream(net, image.blocks())
-    cells, scores = kept.selection.index[0].tolist(), kept.selection.score[0].tolist()
-    boxes = [b for b in boxes_of(cells, scores, image.geometry(), image.p, image.s) if b["w"] and b["h"]]
+    geometry = image.geometry()
+
+    def boxes(cells, scores):
+        return [b for b in boxes_of(cells, scores, geometry, image.p, image.s) if b["w"] and b["h"]]
+
+    probs, kept = predict_stream(net, image.blocks(), in_boxes(watch, boxes))
+    found = boxes(kept.selection.index[0].tolist(), kept.selection.score[0].tolist())
     best = kept.patches[0].permute(1, 2, 0).cpu().numpy()
-    return Answer(probs["label"][0].cpu().numpy(), boxes, best, kept.n)
+    return Answer(probs["label"][0].cpu().numpy(), found, best, kept.n)
 
 
 def touch(box: dict, other: tuple) -> bool:  # x, y, w, h each

@@ -79,31 +79,36 @@ def _ahead(net, blocks):  # M+I patches, then as many times I as are worth embed
     yield from reblock(chain([first], numbered), net.M + net.I, steps * net.I)
 
 # %% ../../nbs/ips/streaming.ipynb #38a9b7a3
+def _arrivals(net, blocks, newcomers):  # as `recurrence` takes them; `newcomers`: patches and places of the latest
+    A, step = net.transf.crs_attn.score_matrix(), net.M + net.I
+    for places, patches in _ahead(net, blocks):  # embedded together, arriving I at a time
+        batch = _distinct(upload(patches, net.device))
+        logits = _with_position(net, places, (net.embed(batch) @ A.T)[batch.index[0]], A)  # (n, H*T)
+        here = upload(places, net.device)
+        for part in (slice(i, i + step) for i in range(0, len(places), step)):
+            newcomers[:] = [patches[part], places[part]]
+            yield here[part][None], logits[part].T[None]
+        step = net.I
+
+
 @torch.no_grad()
 def select_stream(
     net: IPSNet,
     blocks,  # yields patches (n, ...) uint8 or float, or (places (n,) int64, patches (n, ...)), on any device
     generator: torch.Generator = None,  # for masking, in training
+    watch=None,  # called after every step with the places that arrived (n,) and the `Selection` so far
 ) -> Streamed:
     """Iterative Patch Selection of one image that is read once, always with the fast engine.
 
     Raises `ValueError` for an empty stream."""
     newcomers, kept, seen, selection = [], None, 0, None
-
-    def arrivals(A):
-        for places, patches in _ahead(net, blocks):  # embedded together, arriving I at a time
-            batch = _distinct(upload(patches, net.device))
-            logits = _with_position(net, places, (net.embed(batch) @ A.T)[batch.index[0]], A)  # (n, H*T)
-            step, here = net.I if seen else net.M + net.I, upload(places, net.device)
-            for part in (slice(i, i + step) for i in range(0, len(places), step)):
-                newcomers[:] = [patches[part]]
-                yield here[part][None], logits[part].T[None]
-
     with numerics("float32"):
-        A = net.transf.crs_attn.score_matrix()
-        for top, selection in recurrence(arrivals(A), net.M, net.mask if net.training else None, generator):
+        mask = net.mask if net.training else None
+        for top, selection in recurrence(_arrivals(net, blocks, newcomers), net.M, mask, generator):
             here = newcomers[0] if kept is None else torch.cat([kept, newcomers[0]])
             kept, seen = here[top[0].to(here.device)], seen + len(newcomers[0])
+            if watch:
+                watch(newcomers[1], selection)
     if selection is None:
         raise ValueError("blocks: the stream has no patches")
     if net.n_patches not in (None, seen):
@@ -123,8 +128,9 @@ def look_at(net: IPSNet, kept: Streamed) -> Output:  # B = 1
 def predict_stream(
     net: IPSNet,
     blocks,  # as for `select_stream`
+    watch=None,  # as for `select_stream`
 ) -> tuple[dict, Streamed]:  # task -> (1, classes) probabilities; what was kept
     "Probabilities of one image that is read once, in eval mode whatever the current mode."
     with evaluating(net), numerics(net.precision):
-        kept = select_stream(net, blocks)
+        kept = select_stream(net, blocks, watch=watch)
         return look_at(net, kept).probs, kept

@@ -38,7 +38,7 @@ class Predictor(RunPredictor):
         self.tasks, self.drawer = {"class": ("softmax", tuple(manifest["classes"]))}, _drawer(run, manifest, device)
 
     @torch.no_grad()
-    def look(self, item: str | Path) -> Look:
+    def look(self, item: str | Path, watch=None) -> Look:
         picture, vit = Image.fromarray(read_image(item)), self.net.vit
         lines = as_ink(black_on_white(self.drawer(picture)))  # as it is kept for training
         color = np.asarray(middle_square(picture, self.run["image_size"])).transpose(2, 0, 1)
@@ -47,9 +47,11 @@ class Predictor(RunPredictor):
         shares = log_scores(as_lines(lines), vit.grid, vit.strategy, vit.std, vit.temperature)[0].exp()
         scores = shares[kept[0]].cpu()
         best = scores.argsort(descending=True, stable=True)
-        return Look(
-            {"class": probs[0].numpy()}, self._boxes(picture, kept[0].cpu()[best], scores[best]), *self._of(picture)
-        )
+        boxes = self._boxes(picture, kept[0].cpu()[best], scores[best])
+        if watch:  # all patches are scored at once
+            every = torch.arange(len(shares))
+            watch(self._boxes(picture, every, torch.zeros(len(shares))), boxes)
+        return Look({"class": probs[0].numpy()}, boxes, *self._of(picture))
 
     def _of(self, picture):  # number of patches, width, height
         return self.net.vit.grid[0] * self.net.vit.grid[1], *picture.size

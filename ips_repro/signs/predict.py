@@ -13,10 +13,11 @@ import torch
 from ..base.core import generator
 from ..base.images import read_image
 from ..ips.device import numerics
+from ..ips.streaming import select_stream
 from .dataset import scaled
 from .photographs import CLASSES
 from ..train.kept import cell_boxes
-from ..train.predict import Look, RunPredictor
+from ..train.predict import Look, RunPredictor, in_boxes
 
 # %% ../../nbs/signs/predict.ipynb #55707c77
 class Predictor(RunPredictor):
@@ -25,14 +26,19 @@ class Predictor(RunPredictor):
     tasks = {"sign": ("softmax", CLASSES)}
 
     @torch.no_grad()
-    def look(self, item: str | Path) -> Look:
+    def look(self, item: str | Path, watch=None) -> Look:
         picture, net, p, s = read_image(item), self.net, self.run["patch_size"], self.run["stride"]
         (h, w), (H, W) = picture.shape[:2], (self.run["height"], self.run["width"])
         batch = torch.from_numpy(scaled(picture, (H, W)))[None].to(self.device)
+        x, y = w / W, h / H  # pixels of the photograph for one that the network sees
+
+        def boxes(cells, scores):
+            return cell_boxes(cells, scores, (W - p) // s + 1, (p * x, p * y), (s * x, s * y))
+
         with numerics(net.precision):
             out = net(batch, generator(self.run["seed"], "test"))
-        cells, scores = out.selection.index[0].tolist(), out.selection.score[0].tolist()
-        x, y = w / W, h / H  # pixels of the photograph for one that the network sees
-        boxes = cell_boxes(cells, scores, (W - p) // s + 1, (p * x, p * y), (s * x, s * y))
+        if watch:  # the same patches in reading order, which is the order that can be followed
+            select_stream(net, [net.cut(batch)[0]], watch=in_boxes(watch, boxes))
+        found = boxes(out.selection.index[0].tolist(), out.selection.score[0].tolist())
         note = f"stretched to {W}x{H}" if abs(x / y - 1) > 0.01 else ""
-        return Look({"sign": out.probs["sign"][0].cpu().numpy()}, boxes, self.run["n_patches"], w, h, note)
+        return Look({"sign": out.probs["sign"][0].cpu().numpy()}, found, self.run["n_patches"], w, h, note)

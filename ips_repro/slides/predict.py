@@ -16,12 +16,12 @@ from ..base.core import printable
 from ..base.images import list_images
 from ..base.items import Unusable, attempted
 from ..base.whole_slides import SUFFIXES, open_slide, pixel_size, slide_thumbnail, slides_in
-from ..ips.device import numerics
+from ..ips.streaming import predict_stream
 from .bags import HOW, slide_names, slide_picture, unlabelled_bag
 from .feature_files import ENDINGS
 from .features import Extractor
 from .tiles import read_tiles, tissue_of
-from ..train.predict import Look, RunPredictor
+from ..train.predict import Look, RunPredictor, in_boxes
 
 # %% ../../nbs/slides/predict.ipynb #1770c417
 class Encoded(NamedTuple):
@@ -149,13 +149,16 @@ class Predictor(RunPredictor):
         return slide, slide.note()
 
     @torch.no_grad()
-    def look(self, item) -> Look:
+    def look(self, item, watch=None) -> Look:
         bag, note = self._bag(item)
-        with numerics(self.net.precision):
-            out = self.net([bag])
-        p, kept, size = float(out.probs["tumour"][0, 0]), out.selection[0], getattr(bag, "size", ("", ""))
-        boxes = [_box(bag, *cell) for cell in zip(kept.index[0].tolist(), kept.score[0].tolist())]
-        return Look({"tumour": np.array([1 - p, p])}, boxes, bag.n, *size, note)
+
+        def boxes(cells, scores):
+            return [_box(bag, *cell) for cell in zip(cells, scores)]
+
+        probs, kept = predict_stream(self.net, bag.blocks(), in_boxes(watch, boxes))
+        p, size = float(probs["tumour"][0, 0]), getattr(bag, "size", ("", ""))
+        found = boxes(kept.selection.index[0].tolist(), kept.selection.score[0].tolist())
+        return Look({"tumour": np.array([1 - p, p])}, found, bag.n, *size, note)
 
     def notes(self, item) -> list[str]:
         return []  # slides are not read as images are
