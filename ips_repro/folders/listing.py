@@ -16,10 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..base.core import sha256, write_csv
-from ..base.images import SUFFIXES
-from ..base.items import attempted
+from ..base.images import SUFFIXES, images_below
+from ..base.items import Unusable, attempted
 from ..base.tables import listed_file, part_column, read_table
-from ..base.whole_slides import one_of_each_series
 from ..base.words import PARTS, as_text, class_name, is_part, part_name
 from .splits import split
 
@@ -66,8 +65,10 @@ def _folders(folder):
 
 
 def _images_below(folder):
-    visible = sorted(p for p in folder.rglob("*") if not p.name.startswith("."))
-    return one_of_each_series([p for p in visible if p.suffix.lower() in SUFFIXES])
+    found = images_below(folder)
+    if closed := next((item for item in found if isinstance(item, Unusable)), None):
+        raise ValueError(f"data: {closed} cannot be listed: {closed.why}")
+    return found
 
 
 def _of_classes(folder, part):

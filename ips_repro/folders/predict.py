@@ -14,10 +14,6 @@ from .record import look
 from ..train.predict import Look, RunPredictor
 
 # %% ../../nbs/folders/predict.ipynb #8943d543
-def _hidden(item):
-    return isinstance(item, Path) and item.name.startswith(".")
-
-
 class Predictor(RunPredictor):
     "A run on one's own images; see [train/predict](../train/predict.ipynb)."
 
@@ -32,8 +28,9 @@ class Predictor(RunPredictor):
         if not source.is_dir():
             return list_images(source, column=self.run["path_column"])
         answers = {p.parent for p in source.rglob("predictions.csv") if (p.parent / "overlays").is_dir()}
-        below = [item for item in images_below(source) if not _hidden(item)]
-        photographs = [item for item in below if not answers & set(Path(str(item)).parents)]  # no earlier answers
+        photographs = [
+            item for item in images_below(source) if not answers & set(Path(str(item)).parents)
+        ]  # no earlier answers
         return photographs or list_images(source)  # which says that there are none
 
     def look(self, item: str | Path, watch=None) -> Look:

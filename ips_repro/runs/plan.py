@@ -17,7 +17,7 @@ from statistics import median
 from ..base.core import SCALES, out_root, read_json
 from ..base.params import ParameterError
 from .registry import experiment, experiments
-from .reuse import copied, standing, travels, twin, vacant
+from .reuse import copied, experiment_facts, travels, twin, vacant
 from .run import Run, experiment_runs, parameter_words
 from .speed import recall
 from .status import SUPERSEDED, parameters_hash, state, why_not_done
@@ -131,7 +131,7 @@ def bring(lines: list[dict]) -> None:
     "Copy the runs that come with the project to where those of this sweep are; a line reports each."
     for run in filter(None, map(_run, lines)):
         if vacant(run) and (same := twin(run)) and travels(same):
-            copied(run, standing(run))
+            copied(run, experiment_facts(run))
 
 
 def action(line: dict) -> tuple[str, str]:  # ("reuse" | "copy" | "resume" | "run" | "failed" | "running", why)

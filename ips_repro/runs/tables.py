@@ -28,8 +28,8 @@ def finished_folders(experiment: str, scale: str) -> list[Path]:
 def _row(run, folder):
     used = read_manifest(folder).get("precision", run.get("precision"))
     computed = {"precision_used": used, "counted_as": run.counted_as}
-    standing = {"reduced": run.reduced, "variant": run.changed, "folder": str(folder)}
-    return run | standing | computed | part(run.family, "results").row(run, folder)
+    about = {"reduced": run.reduced, "variant": run.changed, "folder": str(folder)}
+    return run | about | computed | part(run.family, "results").row(run, folder)
 
 
 def run_table(runs: list[Run]) -> pd.DataFrame:

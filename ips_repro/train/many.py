@@ -17,7 +17,7 @@ from ..base.progress import duration
 from ..runs.folder import Finished
 from ..runs.memory import check_memory
 from ..runs.registry import experiment, part
-from ..runs.reuse import copied, standing
+from ..runs.reuse import copied, experiment_facts
 from ..runs.run import Run, experiment_runs, reduction_text
 from ..runs.speed import remember
 from ..runs.status import check_free, state
@@ -151,7 +151,7 @@ def train_here(
         trainer.team.leave()
         return work.finish(trainer, run, data, folder)
 
-    facts = {"scale": run["scale"]} | work.facts(run, data) | standing(run) | team.facts()
+    facts = {"scale": run["scale"]} | work.facts(run, data) | experiment_facts(run) | team.facts()
     defaults, images = run.family.defaults, len(data.train)
     title = f"{run.experiment.name}: {work.title(run)}"
     return train_into(run.folder, dict(run), make, finish, title, device, redo, defaults, images, **facts)
@@ -180,7 +180,7 @@ def _to_train(runs, redo):  # the runs that are neither done nor copied from ano
     for r in todo:
         check_free(r.folder)  # a run that another process works on is refused before an estimate is made
     if not redo:
-        todo = [r for r in todo if not copied(r, standing(r))]
+        todo = [r for r in todo if not copied(r, experiment_facts(r))]
     for folder, reason in why.items():
         if reason and state(folder) == "ok":
             print(f"made again, for {reason}: {folder}")
@@ -223,7 +223,7 @@ def train_all(runs: list[Run], device: str, redo: bool = False, memory_gib: floa
         print(f"estimated time: {duration(seconds)}, measured on a batch of each kind of run{one}", flush=True)
     for r in todo:
         check_time()
-        if not redo and copied(r, standing(r)):
+        if not redo and copied(r, experiment_facts(r)):
             continue  # trained meanwhile for another experiment
         try:
             train_run(r, device, redo, data_of, memory_gib)

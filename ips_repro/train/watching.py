@@ -50,7 +50,7 @@ def watched(
     steps = []
     look = predictor.look(item, lambda arrived, kept: steps.append(Step(arrived, kept)))
     seen, detail = (predictor.picture(item, pixels) for pixels in (side, _DETAIL))
-    if seen is None or "" in (look.boxes[0]["x"], look.boxes[0]["w"]):
+    if seen is None or not look.boxes or "" in (look.boxes[0]["x"], look.boxes[0]["w"]):
         raise ValueError(f"{printable(str(item))} has no picture in which its patches could be shown")
     row = answers(predictor.tasks, look.probs)
     return Watched(*seen, detail, steps, look, ", ".join(f"{task} {row[task]}" for task in predictor.tasks))
