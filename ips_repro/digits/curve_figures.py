@@ -22,7 +22,7 @@ _OURS, _PUBLISHED = "#1f5fa8", "#e08214"
 PANELS = ("loss", *TASK_NAMES)
 
 
-def _standing(folder, done, planned):  # "finished", or how far it has come
+def _how_far(folder, done, planned):  # "finished", or how far it has come
     return "finished" if state(folder) == "ok" else f"epoch {done} of {planned}, {state(folder)}"
 
 
@@ -63,7 +63,7 @@ def curve_figure(experiment: str, folder: str | Path):  # matplotlib figure
 
 def _curve_note(experiment, folder, manifest, run, done, n):  # n: published runs
     precision = manifest.get("precision", run["precision"])
-    ours = f"seed {run['seed']}, computed in {precision}, {_standing(folder, done, run['n_epochs'])}"
+    ours = f"seed {run['seed']}, computed in {precision}, {_how_far(folder, done, run['n_epochs'])}"
     plural = "s" * (n != 1)
     compared = f"{n} published run{plural} of this setting (dashed)" if n else "no published run has this setting"
     note = f"{experiment}, {run['scale']} scale. Ours: {ours}; {compared}."
