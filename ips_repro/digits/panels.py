@@ -12,6 +12,7 @@ import pandas as pd
 import seaborn as sns
 
 from .figures import Figure
+from .sizes import PUBLISHED_O2I
 from .tables import TASK_NAMES
 from ..runs.run import reduction_text
 
@@ -70,6 +71,31 @@ def _dashes(source):  # in seaborn's notation
     return "" if source == SOURCES["paper"] else (1, 1)
 
 
+def _markers(sources):  # the same source has the same marker in every figure
+    fixed = {SOURCES["published"]: "o", SOURCES["paper"]: "s", SOURCES["quick"]: "D"}
+    others = [s for s in sources if s not in fixed]
+    return {s: fixed[s] for s in sources if s in fixed} | dict(zip(others, "^vPX<>dph8" * 9))
+
+
+_RATIOS = tuple(f"{o:g} %" for o in PUBLISHED_O2I)  # as `named_columns` writes them
+
+
+def _colours(hues):  # a ratio has the same colour in every figure
+    names = _RATIOS if set(hues) <= set(_RATIOS) else hues
+    return dict(zip(names, sns.color_palette("viridis", len(names))))
+
+
+def _label_axis(ax, ticks, names, log_x):
+    if log_x and not names:
+        ax.set_xscale("log", base=2)
+    ax.set(ylim=(0, 1.04), xticks=ticks)
+    if names:
+        ax.set_xlim(-0.4, len(names) - 0.6)
+    turned = {"rotation": 90} if names else {"rotation": 45, "ha": "right"} if log_x else {}
+    ax.set_xticklabels([n.replace(", ", ",\n") for n in names] or [f"{t:g}" for t in ticks], **turned)
+    ax.minorticks_off()
+
+
 def _readable(ticks):  # without labels that would overlap on a logarithmic axis
     return [t for i, t in enumerate(ticks) if not i or t > 1.5 * ticks[i - 1]]
 
@@ -89,30 +115,18 @@ def accuracy_panels(
     sources = sorted(set(long.source), key=lambda s: (s != SOURCES["published"], s))
     long, names = _with_places(long, x)
     log_x = log_x and not names
-    looks = {"markers": dict(zip(sources, "osD^vPX<>dph8" * 9)), "dashes": {s: _dashes(s) for s in sources}}
-    looks |= {"palette": "viridis", "height": 3.2, "aspect": 0.95}
+    hues = list(dict.fromkeys(long[hue]))
+    looks = {"markers": _markers(sources), "dashes": {s: _dashes(s) for s in sources}}
+    looks |= {"palette": _colours(hues), "hue_order": hues, "height": 3.2, "aspect": 0.95}
     g = _line_panels(long, x=x, y="accuracy", hue=hue, style_order=sources, col="task", col_order=TASK_NAMES, **looks)
     ticks = sorted(long[x].unique())
     ticks = _readable(ticks) if log_x else ticks
     for ax in g.axes.flat:
-        if log_x:
-            ax.set_xscale("log", base=2)
-        ax.set(ylim=(0, 1.02), xticks=ticks)
-        ax.set_xticklabels(names or [f"{t:g}" for t in ticks], rotation=45, ha="right")
-        ax.minorticks_off()
+        _label_axis(ax, ticks, names, log_x)
     g.set_titles("{col_name}").set_axis_labels(xlabel, "test accuracy")
     return _put_above(g.figure, title, note, 0.05)
 
 # %% ../../nbs/digits/panels.ipynb #60b40be2
-def _label_axis(ax, ticks, names, log_x):
-    if log_x and not names:
-        ax.set_xscale("log", base=2)
-    ax.set(ylim=(0, 1.04), xticks=ticks)
-    turned = {"rotation": 90} if names else {"rotation": 45, "ha": "right"}
-    ax.set_xticklabels([n.replace(", ", ",\n") for n in names] or [f"{t:g}" for t in ticks], **turned)
-    ax.minorticks_off()
-
-
 def selection_panels(
     part: pd.DataFrame,  # one row per run and measure: source, measure, share
     f: Figure,
@@ -122,8 +136,8 @@ def selection_panels(
 ):  # matplotlib figure
     "One panel per measure, in two rows."
     part, names = _with_places(part, f.x)
-    colours, sources = dict(zip(hues, sns.color_palette("viridis", len(hues)))), list(dict.fromkeys(part.source))
-    looks = {"markers": dict(zip(sources, "sD^vPX<>" * 9)), "dashes": dict(zip(sources, [""] * len(sources)))}
+    colours, sources = _colours(hues), list(dict.fromkeys(part.source))
+    looks = {"markers": _markers(sources), "dashes": dict(zip(sources, [""] * len(sources)))}
     looks |= {"palette": colours, "hue_order": [h for h in hues if h in set(part[f.hue])], "style_order": sources}
     panels = {"col": "measure", "col_order": order, "col_wrap": 6, "height": 2.6, "aspect": 0.9}
     g = _line_panels(part, x=f.x, y="share", hue=f.hue, **looks, **panels)

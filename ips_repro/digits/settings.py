@@ -10,10 +10,10 @@ __all__ = ['DEFAULTS', 'PRESETS', 'PUBLISHED_NOISE', 'BANK_SIZES', 'CHOICES', 'R
 from ..base.grids import canvas_shape, grid_shape
 from ..base.params import ParameterError, number_name
 from .cost import cost, memory
-from .quick_scale import quick_scale, quick_scale_sha256, turn
 from .sizes import PUBLISHED_O2I, check_room, digit_size_for, exact_o2i, label_size
 from ..runs import family
 from ..runs.family import RECIPE, Family, by_scale, kept_of, warmup_that_fits
+from ..runs.quick_scale import quick_scale
 from ..runs.run import differences
 
 # %% ../../nbs/digits/settings.ipynb #2ae2afe0
@@ -47,7 +47,7 @@ PRESETS = by_scale(  # the parameters that depend on the scale; n_noise None: th
         "I": (100, 8),
     },
 )
-PRESETS["quick"] = quick_scale()["settings"]
+PRESETS["quick"] = quick_scale("digits").settings
 
 PUBLISHED_NOISE = {0.008: 800, 0.034: 600, 0.078: 400, 0.13: 200}  # O2I label in % -> noise glyphs per canvas
 
@@ -174,10 +174,6 @@ def _substitutes(scale, asked):
     return available_digits(scale)
 
 
-def _turn(experiment, run):
-    return turn(experiment, run) if run["scale"] == "quick" else 2
-
-
 TESTBED = Family(
     "digits",
     DEFAULTS,
@@ -190,9 +186,9 @@ TESTBED = Family(
     cost=cost,
     memory=memory,
     prepare=_prepare,
-    fixed={"quick": {"quick_scale": quick_scale_sha256()}},
+    fixed={"quick": {"quick_scale": quick_scale("digits").sha256}},
     substitutes=_substitutes,
-    turn=_turn,
+    turn=quick_scale("digits").turn,
 )
 
 

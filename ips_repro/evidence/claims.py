@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..digits.quick_scale import quick_scale, setting
 from ..digits.tables import SETTING, TASK_NAMES
 from .change import Change, mean_of
+from ..runs.quick_scale import FIXED, quick_scale, setting
 from ..runs.registry import experiments, families, part
 from ..runs.run import experiment_runs, reduction_text
 from ..runs.tables import finished_runs
@@ -24,16 +24,12 @@ from ..runs.tables import finished_runs
 def claims() -> pd.DataFrame:  # one row per claim
     """What is claimed, by whom, what should happen to which score, and the settings to look at.
 
-    For claims on digits, the settings at quick scale, the `seeds` on each side and the planned `margin` are in the
-    file that fixed the scale."""
-    table = pd.read_csv(files("ips_repro") / "data" / "claims.csv", keep_default_na=False).assign(seeds=0, margin=0.0)
-    for fixed in quick_scale()["claims"]:
-        row = (table.experiment == fixed["experiment"]) & (table.claim == fixed["claim"])
-        if row.sum() != 1:
-            raise ValueError(f"quick_digits.toml: {row.sum()} claims of {fixed['experiment']} read {fixed['claim']!r}")
-        columns = ["quick_from", "quick_to", "quick_at", "seeds", "margin"]
-        table.loc[row, columns] = [fixed[name] for name in ("from", "to", "at", "seeds", "margin")]
-    return table
+    The settings at quick scale (`quick_from`, `quick_to`, `quick_at`), the `seeds` on each side and the planned
+    `margin` are those of the file that fixed the scale of the claim's family."""
+    table = pd.read_csv(files("ips_repro") / "data" / "claims.csv", keep_default_na=False)
+    names = {"from": "quick_from", "to": "quick_to", "at": "quick_at"}
+    fixed = pd.DataFrame([claim for family in FIXED for claim in quick_scale(family).claims]).rename(columns=names)
+    return table.merge(fixed, "left", ["experiment", "claim"], validate="one_to_one")
 
 
 def _tasks(table):

@@ -17,6 +17,7 @@ from ..base.params import ParameterError, absolute_path, number_name
 from ..runs import family
 from ..runs.family import RECIPE, Experiment, Family, by_scale, warmup_that_fits
 from ..runs.memory import GIB, Part, total_gib
+from ..runs.quick_scale import quick_scale
 
 # %% ../../nbs/lines/settings.ipynb #ce6edfa7
 LINE_GUIDED = "Line_Guided_ViT"  # the folder under results/
@@ -42,21 +43,22 @@ VIT = ("patch_size", "depth", "embed_dim", "num_heads")  # what makes a ViT
 
 # %% ../../nbs/lines/settings.ipynb #156c6fe3
 PRESETS = by_scale(  # the parameters that depend on the scale; n_train and n_val count the pictures of a class
-    ("paper", "quick", "smoke"),
+    ("paper", "smoke"),
     {
-        "image_size": (256, 64, 32),
-        "patch_size": (16, 8, 8),
-        "depth": (12, 4, 2),
-        "embed_dim": (192, 96, 24),
-        "num_heads": (3, 3, 3),
-        "n_train": (1000, 400, 4),
-        "n_val": (100, 100, 2),
-        "n_epochs": (100, 10, 2),
-        "warmup_epochs": (5.0, 1.0, 1.0),
-        "batch_size": (64, 32, 8),
-        "lr": (1e-4, 1e-3, 1e-3),
+        "image_size": (256, 32),
+        "patch_size": (16, 8),
+        "depth": (12, 2),
+        "embed_dim": (192, 24),
+        "num_heads": (3, 3),
+        "n_train": (1000, 4),
+        "n_val": (100, 2),
+        "n_epochs": (100, 2),
+        "warmup_epochs": (5.0, 1.0),
+        "batch_size": (64, 8),
+        "lr": (1e-4, 1e-3),
     },
 )
+PRESETS["quick"] = quick_scale("lines").settings
 
 CHOICES = family.CHOICES | {"strategy": ("none", *STRATEGIES), "pos_embed": ("resample", "reinit")}  # none: all patches
 RANGES = family.RANGES | {
@@ -212,6 +214,8 @@ LINE = Family(
     memory=memory,
     prepare=_prepare,
     one_process="its random numbers are not drawn image by image",
+    fixed={"quick": {"quick_scale": quick_scale("lines").sha256}},
+    turn=quick_scale("lines").turn,
 )
 
 EXPERIMENTS = {
@@ -225,10 +229,7 @@ EXPERIMENTS = {
                 dict(strategy="none", seed=[0, 1, 2]),
                 dict(strategy=list(STRATEGIES), keep=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], seed=[0, 1, 2]),
             ],
-            "quick": [
-                dict(strategy="none", seed=[0, 1]),
-                dict(strategy=list(STRATEGIES), keep=[0.1, 0.3], seed=[0, 1]),
-            ],
+            "quick": quick_scale("lines").grids[LINE_GUIDED],
             "smoke": [dict(strategy="none"), dict(strategy=["topk", "random"], keep=0.3)],
         },
     )

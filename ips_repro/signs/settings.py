@@ -16,6 +16,7 @@ from ..base.params import ParameterError, absolute_path, number_name, percent_na
 from ..runs import family
 from ..runs.family import RECIPE, Experiment, Family, by_scale, kept_of, warmup_that_fits
 from ..runs.memory import GIB, Part, activations, attention, images_at_once, total_gib
+from ..runs.quick_scale import quick_scale
 
 # %% ../../nbs/signs/settings.ipynb #6feab554
 # fmt: off
@@ -30,23 +31,24 @@ DEFAULTS = dict(  # every parameter of a run, at its published value; None: take
 
 # %% ../../nbs/signs/settings.ipynb #977b62c3
 PRESETS = by_scale(  # n_train and n_test: scenes that are made; of other pictures all are used
-    ("paper", "quick", "smoke"),
+    ("paper", "smoke"),
     {
-        "height": (1200, 480, 120),
-        "width": (1600, 640, 160),
-        "patch_size": (100, 40, 40),
-        "n_train": (747, 160, 8),
-        "n_test": (684, 40, 4),
-        "n_epochs": (150, 8, 1),
-        "warmup_epochs": (10.0, 2.0, 0.2),
-        "eval_every": (5, 1, 1),
-        "batch_size": (16, 8, 4),
-        "lr": (3e-4, 3e-4, 3e-4),
-        "M": (10, 10, 4),
-        "backbone": ("resnet18", "tf_efficientnet_lite0", "resnet18"),
-        "pretrained": (True, True, False),
+        "height": (1200, 120),
+        "width": (1600, 160),
+        "patch_size": (100, 40),
+        "n_train": (747, 8),
+        "n_test": (684, 4),
+        "n_epochs": (150, 1),
+        "warmup_epochs": (10.0, 0.2),
+        "eval_every": (5, 1),
+        "batch_size": (16, 4),
+        "lr": (3e-4, 3e-4),
+        "M": (10, 4),
+        "backbone": ("resnet18", "resnet18"),
+        "pretrained": (True, False),
     },
 )
+PRESETS["quick"] = quick_scale("signs").settings
 
 CHOICES = family.CHOICES | {"protocol": ("full", "published")}  # published: the test set is cut to the same fraction
 RANGES = family.RANGES | {"data_fraction": (1e-3, 1), "height": (16, 10**5), "width": (16, 10**5)}
@@ -159,27 +161,29 @@ SIGNS = Family(
     cost=cost,
     memory=memory,
     prepare=_prepare,
+    fixed={"quick": {"quick_scale": quick_scale("signs").sha256}},
+    turn=quick_scale("signs").turn,
 )
 
 # %% ../../nbs/signs/settings.ipynb #c545197a
 _SEEDS = dict(seed=[1, 2, 3, 4, 5])
 _QUARTER = dict(data_fraction=0.25, **_SEEDS)
-_QUICK = dict(data_fraction=0.25, o2i=2.0, seed=[0, 1])
+_QUICK = quick_scale("signs").grids  # experiment -> blocks
 
 _GRIDS = {
     "Dataset_Size": {
         "paper": [dict(data_fraction=[0.25, 0.5, 1.0], **_SEEDS)],
-        "quick": [dict(data_fraction=[0.25, 1.0], o2i=[0.5, 2.0], seed=[0, 1])],
+        "quick": _QUICK["Traffic_Signs/Dataset_Size"],
         "smoke": [dict(data_fraction=[0.5, 1.0], o2i=5.0)],
     },
     "Patch_Size": {
         "paper": [dict(patch_size=25, M=20, **_QUARTER), dict(patch_size=100, **_QUARTER)],
-        "quick": [dict(patch_size=20, M=20, **_QUICK), dict(patch_size=40, **_QUICK)],
+        "quick": _QUICK["Traffic_Signs/Patch_Size"],
         "smoke": [dict(patch_size=[20, 40], o2i=5.0)],
     },
     "Attention_Masking": {
         "paper": [dict(mask_p=0.0, **_QUARTER), dict(mask_p=[0.05, 0.1], mask_k=[10, 20, 30], **_QUARTER)],
-        "quick": [dict(mask_p=[0.0, 0.1], mask_k=10, **_QUICK)],
+        "quick": _QUICK["Traffic_Signs/Attention_Masking"],
         "smoke": [dict(mask_p=[0.0, 0.1], mask_k=2, o2i=5.0)],
     },
     "Semantic_Diversity_Regularisation": {
@@ -187,7 +191,7 @@ _GRIDS = {
             dict(w_diversity=0.0, **_QUARTER),
             dict(w_diversity=[0.1, 0.25, 0.5, 0.75, 1.0], w_semantic=1.0, **_QUARTER),
         ],
-        "quick": [dict(w_diversity=0.0, **_QUICK), dict(w_diversity=1.0, w_semantic=1.0, **_QUICK)],
+        "quick": _QUICK["Traffic_Signs/Semantic_Diversity_Regularisation"],
         "smoke": [dict(w_diversity=0.1, w_semantic=1.0, o2i=5.0)],
     },
     "Backbones": {
@@ -195,7 +199,7 @@ _GRIDS = {
             dict(backbone="resnet18", pretrained=[False, True], **_QUARTER),
             dict(backbone=["resnet50.tv_in1k", "resnet50.tv2_in1k"], frozen=True, **_QUARTER),
         ],
-        "quick": [dict(backbone="tf_efficientnet_lite0", pretrained=[False, True], **_QUICK)],
+        "quick": _QUICK["Traffic_Signs/Backbones"],
         "smoke": [dict(backbone="resnet18", pretrained=False, o2i=5.0)],
     },
 }

@@ -14,6 +14,7 @@ from ..base.params import ParameterError, absolute_path, number_name
 from ..runs import family
 from ..runs.family import RECIPE_BY_IMAGE, Experiment, Family, by_scale, kept_of, warmup_that_fits
 from ..runs.memory import GIB, Part, images_at_once, total_gib
+from ..runs.quick_scale import quick_scale
 from .feature_files import features_version
 
 # %% ../../nbs/slides/settings.ipynb #49f5ab50
@@ -28,19 +29,20 @@ DEFAULTS = dict(  # every parameter of a run, at its published value; None: take
 
 # %% ../../nbs/slides/settings.ipynb #2adebfd9
 PRESETS = by_scale(  # side, n_train, n_test, encoder: of generated slides
-    ("paper", "quick", "smoke"),
+    ("paper", "smoke"),
     {
-        "side": (20_480, 4096, 1024),
-        "n_train": (270, 10, 4),
-        "n_test": (130, 10, 4),
-        "encoder": ("resnet50", "tf_efficientnet_lite0", "tf_efficientnet_lite0"),
-        "n_epochs": (50, 30, 2),
-        "warmup_epochs": (10.0, 3.0, 0.2),
-        "batch_size": (16, 5, 2),
-        "M": (5000, 16, 4),
-        "I": (5000, 16, 4),
+        "side": (20_480, 1024),
+        "n_train": (270, 4),
+        "n_test": (130, 4),
+        "encoder": ("resnet50", "tf_efficientnet_lite0"),
+        "n_epochs": (50, 2),
+        "warmup_epochs": (10.0, 0.2),
+        "batch_size": (16, 2),
+        "M": (5000, 4),
+        "I": (5000, 4),
     },
 )
+PRESETS["quick"] = quick_scale("slides").settings
 
 RANGES = family.RANGES | {"side": (512, 10**6), "tumour_share": (1e-3, 1), "D": (8, 10**5)}
 TILE = 256  # side of a tile of generated slides, pixels
@@ -127,6 +129,8 @@ SLIDES = Family(
     cost=cost,
     memory=memory,
     prepare=_prepare,
+    fixed={"quick": {"quick_scale": quick_scale("slides").sha256}},
+    turn=quick_scale("slides").turn,
 )
 
 EXPERIMENTS = {
@@ -135,6 +139,10 @@ EXPERIMENTS = {
         SLIDES,
         "23_camelyon_run",
         ("M", "I"),
-        {"paper": [dict(seed=[0, 1, 2, 3, 4])], "quick": [dict(M=[4, 16], seed=[0, 1])], "smoke": [dict(M=4)]},
+        {
+            "paper": [dict(seed=[0, 1, 2, 3, 4])],
+            "quick": quick_scale("slides").grids["Camelyon16"],
+            "smoke": [dict(M=4)],
+        },
     )
 }
