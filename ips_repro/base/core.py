@@ -16,6 +16,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -51,9 +52,14 @@ def named_folder(variable: str) -> Path | None:  # absolute; not created
     "The folder that an environment variable names, or None if it is not set. `ParameterError` if that is no folder."
     if not (named := os.environ.get(variable)):
         return None
-    folder = Path(_BEGAN_IN, os.path.expanduser(named)).resolve()
-    if folder.exists() and not folder.is_dir():
-        raise ParameterError(f"{variable}: {folder} is a file, not a folder")
+    text = os.path.expandvars(os.path.expanduser(named))
+    if text.startswith("~") or re.search(r"\$(\w+|\{\w+\})", text):
+        raise ParameterError(f"{variable}: {named!r} names a user or a variable that there is not")
+    try:
+        if (folder := Path(_BEGAN_IN, text).resolve()).exists() and not folder.is_dir():
+            raise ParameterError(f"{variable}: {folder} is a file, not a folder")
+    except (OSError, RuntimeError) as e:  # a name that is too long, a link to itself
+        raise ParameterError(f"{variable}: {named[:80]!r} cannot be a folder ({str(e)[:50]})") from None
     return folder
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNTIL', 'duration_seconds', 'set_time', 'seconds_left', 'check_time', 'set_background', 'give_way', 'set_devices',
-           'devices', 'set_force', 'forced', 'memory_there']
+           'devices', 'set_force', 'forced', 'memory_there', 'memory_left']
 
 # %% ../../nbs/base/limits.ipynb #9031fa54
 import os
@@ -14,6 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 from .params import ParameterError
 from .progress import duration
@@ -91,10 +96,13 @@ def devices() -> int:
 
 # %% ../../nbs/base/limits.ipynb #bc497ab1
 _FORCE = "IPS_REPRO_FORCE"  # environment variable: 1 if estimates of memory are to be ignored
-_CGROUPS = (
-    "/sys/fs/cgroup/memory.max",
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-)  # of containers, versions 2 and 1
+# control groups of containers and of batch systems: where they lie; the limit, what is used, and what of that can be
+# given back; versions 2, 1, and 2 beside 1
+_CGROUPS = {
+    "sys/fs/cgroup": ("memory.max", "memory.current", "inactive_file"),
+    "sys/fs/cgroup/memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    "sys/fs/cgroup/unified": ("memory.max", "memory.current", "inactive_file"),
+}
 
 
 def set_force() -> None:
@@ -106,11 +114,40 @@ def forced() -> bool:
     "Is what does not seem to fit into memory to be tried?"
     return os.environ.get(_FORCE, "").lower() in ("1", "true", "yes")
 
+# %% ../../nbs/base/limits.ipynb #d9f2ed82
+def _groups(root):  # folders of the control groups of this process, and of those around them, with the names of files
+    inside = {"."}
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            parts = [part for part in line.split(":", 2)[-1].split("/") if part not in ("", "..")]
+            inside |= {"/".join(parts[:n]) for n in range(1, len(parts) + 1)}
+    return [(root / top / part, names) for top, names in _CGROUPS.items() for part in inside]
 
-def memory_there() -> float:  # GiB
-    "The memory of this machine, or of the container that this process lives in."
-    limits = [psutil.virtual_memory().total]
-    for path in map(Path, _CGROUPS):
-        with suppress(OSError, ValueError):  # "max", or no container
-            limits.append(int(path.read_text()))
-    return min(limits) / 2**30
+
+def _group_memory(folder, names):  # bytes: the limit, and what is left of it
+    limit, used, given_back = names
+    most = int((folder / limit).read_text())
+    taken = int((folder / used).read_text())
+    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    return most, most - max(0, taken - int(stat.get(given_back, 0)))
+
+
+def _memory(root=Path("/")):  # bytes: all, and what is left
+    machine = psutil.virtual_memory()
+    found = [(machine.total, machine.available)]
+    for folder, names in _groups(root):
+        with suppress(OSError, ValueError):  # "max", or no such group
+            found.append(_group_memory(folder, names))
+    if resource is not None and (most := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+        found.append((most, most - psutil.Process().memory_info().vms))  # ulimit -v
+    return min(all for all, _ in found), max(0, min(left for _, left in found))
+
+
+def memory_there(root: Path = Path("/")) -> float:  # GiB
+    "The memory of this machine, or what the container, batch system or `ulimit -v` that this process lives in allows."
+    return _memory(root)[0] / 2**30
+
+
+def memory_left(root: Path = Path("/")) -> int:  # bytes
+    "How much of `memory_there` this process can still take."
+    return _memory(root)[1]

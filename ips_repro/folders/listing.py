@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..base.core import sha256, write_csv
-from ..base.images import SUFFIXES, images_below
+from ..base.images import SUFFIXES, images_below, is_hidden
 from ..base.items import Unusable, attempted
 from ..base.tables import listed_file, part_column, read_table
 from ..base.words import PARTS, as_text, class_name, is_part, part_name
@@ -61,7 +61,7 @@ class Listing(NamedTuple):
 
 # %% ../../nbs/folders/listing.ipynb #170ec52a
 def _folders(folder):
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
 
 
 def _images_below(folder):

@@ -17,6 +17,7 @@ from statistics import median
 import psutil
 
 from ..base.images import image_size
+from ..base.items import attempted
 from ..base.params import ParameterError, absolute_path, number_name
 from .listing import listing_version, read_listing
 from ..runs import family
@@ -108,14 +109,9 @@ def columns_of(run: dict) -> dict:  # as `read_listing` takes them
 
 
 def _sizes(listing):  # (height, width) of the images whose header can be read
-    found = []
-    for item in listing.items:
-        try:
-            found.append(image_size(item.path))
-        except (ValueError, OSError):
-            continue  # named when the images are decoded
-    if not found:
-        raise ParameterError(f"data: none of {len(listing.items)} images can be read, e.g. {listing.items[0].path}")
+    tried = [attempted(image_size, item.path) for item in listing.items]  # why not is said when images are decoded
+    if not (found := [size for size, _ in tried if size]):
+        raise ParameterError(f"data: none of {len(tried)} images can be read, e.g. {tried[0][1]}")
     return found
 
 

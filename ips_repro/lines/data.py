@@ -20,7 +20,8 @@ import torch
 from PIL import Image, ImageOps
 
 from ..base.core import write_atomic
-from ..base.images import SUFFIXES, read_image
+from ..base.images import SUFFIXES, images_below, is_hidden, read_image
+from ..base.items import Unusable
 from ..base.words import part_folders
 from ..line_drawing import read_drawing
 
@@ -160,14 +161,16 @@ def read_split(root: str | Path, split: str) -> Split:
 
     `ValueError` for a missing split, a class without images, or fewer than two classes."""
     folder = _part_folder(Path(root), split)
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
     if len(classes) < 2:
         holds = f"one class only, {classes[0]}" if classes else "no class folders"
         raise ValueError(f"data: {folder} holds {holds}; there is nothing to tell apart")
     found = {}
     for c in classes:
-        images = (p for p in (folder / c).rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-        found[c] = sorted(p.relative_to(root) for p in images)
+        images = images_below(folder / c)
+        if closed := next((item for item in images if isinstance(item, Unusable)), None):
+            raise ValueError(f"data: {closed} cannot be listed: {closed.why}")
+        found[c] = [p.relative_to(root) for p in images]
     for c, images in found.items():
         if not images:
             raise ValueError(f"data: {folder / c} holds no images ({', '.join(SUFFIXES)})")
