@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .file_kinds import what_else
+
 # %% ../../nbs/base/whole_slides.ipynb #13045028
 ONLY_SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi", ".dcm")
 SUFFIXES = (".tif", ".tiff", *ONLY_SLIDES)
@@ -86,14 +88,25 @@ def open_slide(path: str | Path):
     try:
         slide = openslide.OpenSlide(str(file))
     except openslide.OpenSlideUnsupportedFormatError:
-        why = "OpenSlide does not know its format; it reads TIFF only if it consists of tiles"
-        raise ValueError(f"{path} is not a readable slide: {why}") from None
+        raise ValueError(f"{path} is not a readable slide: {_why_unknown(file)}") from None
     except (openslide.OpenSlideError, UnicodeError) as e:
         raise ValueError(f"{path} is not a readable slide: {e}") from None
     if not _plausible(slide, file):
         w, h = slide.dimensions
         raise ValueError(f"{path} is not a readable slide: it says {w}x{h} pixels, which its bytes cannot hold")
     return slide
+
+
+def _why_unknown(file):  # why OpenSlide does not know the format of a file
+    with file.open("rb") as f:
+        first = f.read(200)
+    if file.suffix.lower() == ".mrxs" and not file.with_suffix("").is_dir():
+        return f"of a MIRAX slide the folder {file.stem} beside it is missing"
+    if not first:
+        return "the file is empty"
+    if (what := what_else(first)) and not what.startswith("a DICOM"):
+        return f"it is {what}"
+    return "OpenSlide does not know its format; it reads TIFF only if it consists of tiles"
 
 
 def _plausible(slide, file):  # a damaged header may promise more than anybody can wait for

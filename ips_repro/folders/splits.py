@@ -6,20 +6,25 @@
 __all__ = ['split']
 
 # %% ../../nbs/folders/splits.ipynb #e72ac099
+import os
 import warnings
 from collections import Counter
 
 from ..base.core import sha256
+from ..base.items import attempted
 
 # %% ../../nbs/folders/splits.ipynb #29ed3f59
 def _groups(items):  # images of a group, and files of the same content, stay together
-    by_size = Counter(i.path.stat().st_size for i in items)
+    # what is no file, or cannot be opened, is alone: a pipe, for example, would be waited for
+    sizes = [item.path.stat().st_size if os.path.isfile(item.path) else None for item in items]
+    by_size = Counter(sizes)
 
     def group(n, item):
         if item.group:
             return f"group {item.group}"
-        alone = by_size[item.path.stat().st_size] == 1
-        return f"image {n}" if alone else f"content {sha256(item.path)}"
+        alone = sizes[n] is None or by_size[sizes[n]] == 1
+        digest, _ = (None, None) if alone else attempted(sha256, item.path)
+        return f"content {digest}" if digest else f"image {n}"
 
     return [group(n, item) for n, item in enumerate(items)]
 

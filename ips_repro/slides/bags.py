@@ -25,7 +25,7 @@ from ips_repro.slides.feature_files import (
     side_at_level_0,
     slide_groups,
 )
-from .features import list_slides, slide_name
+from .listing import list_slides, slide_name
 
 # %% ../../nbs/slides/bags.ipynb #dc831f4f
 # the attributes of a group that say how it was made; mpp is missing where a slide does not say how large its pixels are

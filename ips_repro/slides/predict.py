@@ -20,7 +20,7 @@ from ..ips.streaming import predict_stream
 from .bags import HOW, slide_names, slide_picture, unlabelled_bag
 from .feature_files import ENDINGS
 from .features import Extractor
-from .tiles import read_tiles, tissue_of
+from .tiles import enlarged, read_tiles, tissue_of
 from ..train.predict import Look, RunPredictor, in_boxes
 
 # %% ../../nbs/slides/predict.ipynb #1770c417
@@ -55,7 +55,7 @@ class SlideTiles:
     def note(self) -> str:
         "What a reader of the answer should know about the size of the tiles."
         if (self.extractor.mpp is None) == (self.pixel_size is None):
-            return ""
+            return enlarged(self.grid, self.extractor.how["tile"], self.pixel_size)
         who = "the run's slides do" if self.pixel_size else "this slide does"
         return f"{who} not say how large pixels are; tiles have {self.tile} px at level 0 here"
 
