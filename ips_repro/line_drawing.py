@@ -8,6 +8,7 @@ __all__ = ['Residual', 'InformativeDrawing', 'load_generator', 'drawing_by_gener
 
 # %% ../nbs/lines/line_drawing.ipynb #e4c3134b
 import csv
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from .base.core import sha256, write_atomic, write_csv
 from .base.images import read_image
+from .base.items import attempted
 from .ips.weights import fill, find_weights, read_weights
 
 # %% ../nbs/lines/line_drawing.ipynb #5050d066
@@ -147,27 +149,36 @@ def as_ink(drawing: np.ndarray) -> np.ndarray:  # (side, side) uint8, 0 = line -
 
 _TABLE = ("image", "image_sha256", "drawing_sha256", "by")
 
-
+# %% ../nbs/lines/line_drawing.ipynb #4ac01cb4
 def preprocess(
     root: str | Path,  # folder of images
     images: list,  # their paths relative to it
     cache: str | Path,  # folder of drawings, <image>.png each
     drawer: Drawer,
     say=lambda line: None,
-) -> list[Path]:  # the drawings, in the order of `images`
+    bad: dict | None = None,  # receives image -> why it cannot be drawn; None: that is raised
+) -> list[Path]:  # the drawings, in the order of `images`, of those that can be drawn
     "Draw what is not drawn yet, also after an interruption. `ValueError` names an image that cannot be read."
     root, cache = Path(root), Path(cache)
-    known = {r["image"]: r for r in _read_table(cache)}
+    known, failed = {r["image"]: r for r in _read_table(cache)}, {} if bad is None else bad
     todo = [i for i in map(str, images) if not _is_drawn(root / i, _drawing(cache, i), known.get(i), drawer)]
     for n, i in enumerate(todo, 1):
-        ok, png = cv2.imencode(".png", black_on_white(drawer(Image.fromarray(read_image(root / i)))))
-        _drawing(cache, i).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(_drawing(cache, i), png.tobytes())
-        known[i] = dict(zip(_TABLE, (i, sha256(root / i), sha256(_drawing(cache, i)), drawer.name)))
-        if n % 500 == 0 or n == len(todo):
+        draw = partial(_draw, drawer=drawer)
+        png, why = (draw(root / i), None) if bad is None else attempted(draw, root / i)
+        if why is not None:
+            failed[i] = why
+        else:
+            _drawing(cache, i).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(_drawing(cache, i), png)
+            known[i] = dict(zip(_TABLE, (i, sha256(root / i), sha256(_drawing(cache, i)), drawer.name)))
+        if known and (n % 500 == 0 or n == len(todo)):
             write_csv(cache / "drawings.csv", list(known.values()))
             say(f"{n} of {len(todo)} drawings made")
-    return [_drawing(cache, str(i)) for i in images]
+    return [_drawing(cache, i) for i in map(str, images) if i not in failed]
+
+
+def _draw(image, drawer):  # PNG
+    return cv2.imencode(".png", black_on_white(drawer(Image.fromarray(read_image(image)))))[1].tobytes()
 
 # %% ../nbs/lines/line_drawing.ipynb #635fab92
 def _drawing(cache, image):

@@ -23,7 +23,7 @@ from ..ips.device import numerics, resolved_precision
 from ..ips.weights import why_not_finite, why_unreadable
 from ..line_drawing import Drawer, preprocess
 from ..line_vit import SelectiveMagnoViT
-from .data import LinePictures, few, imagenette, make_shapes, read_folders, shapes_version
+from .data import LinePictures, few, imagenette, make_shapes, read_folders, shapes_version, without
 from .settings import UNUSED, VIT
 from ..train.trainer import Trainer
 
@@ -102,24 +102,29 @@ class Pictures(NamedTuple):
 
     train: LinePictures
     test: LinePictures
+    not_used: dict = {}  # file -> why it cannot be read
 
 
 DATA = ("data", "drawings", "image_size", "ld_size", "n_train", "n_val")  # the parameters that decide about it
 
 
 def load(run: dict, device="cpu", say=print) -> Pictures:
-    """Both splits with their drawings, which are made if they are not there.
+    """Both splits with their drawings, which are made if they are not there; a line reports each that cannot be read.
 
     `ParameterError` says what is wrong with the data."""
     try:
         root, drawer, sets = data_root(run), Drawer(run["drawings"], run["ld_size"], device), []
+        not_used = {}
         for split, n in zip(read_folders(root), (run["n_train"], run["n_val"])):
-            split = few(split, n)
-            drawings = preprocess(root, split.images, _drawings(root, drawer), drawer, say)
-            sets.append(LinePictures(root, split, drawings, run["image_size"], device))
+            split, bad = few(split, n), {}
+            drawings = preprocess(root, split.images, _drawings(root, drawer), drawer, say, bad)
+            for why in bad.values():
+                say(f"NOT USED: {why}")
+            sets.append(LinePictures(root, without(split, bad), drawings, run["image_size"], device))
+            not_used |= bad
     except ValueError as e:
         raise ParameterError(str(e)) from None
-    return Pictures(*sets)
+    return Pictures(*sets, not_used)
 
 
 def _drawings(root, drawer):  # a cache for each folder and each way to draw
@@ -240,7 +245,7 @@ def facts(run: dict, data: Pictures) -> dict:  # for the manifest
         "drawn_by": drawer and drawer.name,
         "pictures": {"train": len(data.train), "val": len(data.test)},
         "classes": data.train.classes,
-    }
+    } | ({"not_used": data.not_used} if data.not_used else {})
 
 
 def title(run: dict) -> str:
