@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .file_kinds import kind_of, unreadable
+from .image_kinds import kind_of, unreadable
 from .items import reason
 from .limits import memory_left
 from .whole_slides import ONLY_SLIDES, slide_image

@@ -15,7 +15,7 @@ import numpy as np
 
 from .core import write_atomic
 from .decoding import check_fits, named, of_8_bits, opened
-from .file_kinds import kind_of
+from .image_kinds import kind_of
 from .items import Unusable, reason
 from .tables import TABLES, listed_file, read_table
 from .whole_slides import ONLY_SLIDES, one_of_each_series

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .file_kinds import what_else
+from .image_kinds import what_else
 
 # %% ../../nbs/base/whole_slides.ipynb #13045028
 ONLY_SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".svslide", ".bif", ".vms", ".vmu", ".czi", ".dcm")
