@@ -10,10 +10,13 @@ import codecs
 import csv
 import io
 import re
+import unicodedata
 import warnings
 from pathlib import Path, PureWindowsPath
+from urllib.parse import unquote
 
-from .words import as_text, is_part
+from .file_kinds import file_head, file_kind
+from .words import PARTS, as_text, is_part, part_name, trimmed
 
 # %% ../../nbs/base/tables.ipynb #1357b6fe
 _MARKS = {  # at the beginning of a file -> its encoding; the longer ones first
@@ -38,9 +41,11 @@ def text_lines(path: str | Path) -> list[str]:
 
     What is not UTF-8 or UTF-16 is read as Windows-1252, with a warning; a byte that has no meaning there comes as a
     lone surrogate. `ValueError` names the file and the line that cannot be text, `OSError` a file that is not there."""
-    data = Path(path).read_bytes()
-    if data.startswith(b"PK\x03\x04"):
+    if (head := file_head(path)).startswith(b"PK\x03\x04"):
         raise ValueError(f"{path} is not readable as a table: it is a workbook; save its sheet as CSV")
+    if kind := file_kind(head):
+        raise ValueError(f"{path}, line 1: it is no text that could be read here, but {kind}")
+    data = Path(path).read_bytes()
     encoding = _encoding(data)
     try:
         text = data.decode(encoding)
@@ -66,13 +71,13 @@ _USUAL = {  # a column -> how it is called elsewhere, as `_bare` writes it
 }
 
 
-def _bare(name):  # "Slide ID", "slide_id" and "slideID" are the same
+def _bare(name):  # "Slide ID", "slide_id", "# slideID:" are the same
     return re.sub(r"[\W_]", "", name.lower())
 
 
 def read_table(
     path: str | Path,
-    required: tuple = (),  # names of columns; upper and lower case are the same
+    required: tuple = (),  # names of columns; only letters and digits count, upper and lower case are the same
     optional: tuple = (),  # likewise, of columns that may be missing
 ) -> list[tuple[int, dict]]:  # (line in the file, column -> text)
     """The rows of a table with a header, separated by commas, semicolons or tabs; empty rows are left out.
@@ -88,7 +93,7 @@ def read_table(
         rows = _rows(path, lines, skip, separator)
     except ValueError:  # spaces between a quoted value and the separator
         rows = _rows(path, [re.sub(rf'" +(?=[{separator}\r\n]|$)', '"', s) for s in lines], skip, separator)
-    filled = [(line, row) for line, row in rows if any(value.strip() for value in row)]
+    filled = [(line, row) for line, row in rows if any(map(trimmed, row))]
     names = _column_names(path, filled[0][1] if filled else [], required, optional)
     return [(line, _named(f"{path}, line {line}", names, row)) for line, row in filled[1:]]
 
@@ -105,8 +110,18 @@ def _beginning(lines, asked):  # how many lines come before the table, and its s
         skip = 1  # a line for Excel
         if said[1]:
             return skip, said[1]
-    header = next((line for line in lines[skip:] if line.strip(' \t\r\n,;"')), "")
-    return skip, max(_SEPARATORS, key=fit)
+    header, separator = _header(lines[skip:]), ","
+    while header:
+        separator = max(_SEPARATORS, key=fit)
+        if not header.startswith("#") or fit(separator)[0]:  # a comment, or a header behind such a sign
+            break
+        skip += 1 + lines[skip:].index(header)
+        header = _header(lines[skip:])
+    return skip, separator
+
+
+def _header(lines):  # the first that is not empty
+    return next((line for line in lines if trimmed(line).strip(' \t,;"')), "")
 
 
 def _rows(path, lines, skip, separator):  # [(line where it begins, values)], empty ones, too
@@ -120,10 +135,12 @@ def _rows(path, lines, skip, separator):  # [(line where it begins, values)], em
         raise ValueError(f"{path}, line {line + 1} is not readable as a table: {e}") from None
     return rows
 
-
+# %% ../../nbs/base/tables.ipynb #7da35978
 def _column_names(path, header, required, optional):
     asked = {name.lower(): name for name in (*required, *optional)}
-    names = [asked.get(name.strip().lower(), name.strip()) for name in header]
+    names = [asked.get(trimmed(name).lower(), trimmed(name)) for name in header]
+    bare = {_bare(name): name for name in asked.values() if name not in names and _bare(name)}
+    names = [bare.get(_bare(name), name) for name in names]
     for name in required:
         if name not in names:
             meant = _meant(path, names, name, asked.values())
@@ -145,15 +162,26 @@ def _meant(path, names, wanted, asked):  # the column that is taken for one that
 
 
 def _named(where, names, row):
-    if len(row) > len(names) and any(value.strip() for value in row[len(names) :]):
+    if len(row) > len(names) and any(map(trimmed, row[len(names) :])):
         raise ValueError(f"{where}: a row has {len(row)} values, and there are {len(names)} columns: {row}")
-    values = [value.strip() for value in row] + [""] * (len(names) - len(row))
+    values = [trimmed(value) for value in row] + [""] * (len(names) - len(row))
     return {name: value for name, value in zip(names, values) if name}
 
 # %% ../../nbs/base/tables.ipynb #f27fd896
 TABLES = (".csv", ".tsv", ".txt")
 
 
+def _spellings(text):  # of the path of a file, as it may stand in a table
+    if re.match("file:/", text, re.IGNORECASE):  # of QuPath, for example; of Windows as /C:/...
+        text = re.sub(r"^/(?=[A-Za-z]:)", "", unquote(re.sub(r"(?i)^file:(//(localhost)?(?=/))?", "", text)))
+    home = [str(Path(text).expanduser())] if text.startswith("~/") else []
+    on_windows = PureWindowsPath(text)
+    last = [on_windows.name] if on_windows.drive and on_windows.name else []
+    for name in (text, text.replace("\\", "/"), *home, *last):
+        # an é is one character in most tables, and two in names of files that macOS wrote
+        yield from dict.fromkeys((name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))))
+
+# %% ../../nbs/base/tables.ipynb #cf957555
 def listed_file(
     folder: Path,  # of the table
     text: str,  # as it stands there
@@ -161,14 +189,12 @@ def listed_file(
 ) -> Path:
     """The file that a table names; where there is none, the path at which it should be.
 
-    An absolute path of Windows is looked for by its last part. `ValueError` for an empty text, one that cannot be a
-    path, and one without its ending that fits several files."""
+    An absolute path of Windows is looked for by its last part. `ValueError` for an empty text, an address on the web,
+    one that cannot be a path, and one without its ending that fits several files."""
     if not text:
         raise ValueError("there is no path")
-    on_windows = PureWindowsPath(text)
-    spellings = [text, text.replace("\\", "/"), *([on_windows.name] if on_windows.drive and on_windows.name else [])]
     try:
-        for name in spellings:
+        for name in (text, *_spellings(text)):
             if (folder / name).is_file():
                 return folder / name
             endings = [next((e for e in (s, s.upper()) if (folder / (name + e)).is_file()), None) for s in suffixes]
@@ -180,26 +206,46 @@ def listed_file(
         raise ValueError(f"{text[:80]!r} cannot be a path: {e.strerror}") from None
     if not as_text(text):
         raise ValueError(f"{text!r} is no path")  # NaN, where pandas had none
-    return folder / spellings[1]
+    if re.match(r"(?!file:)[a-z][a-z0-9+.-]+://", text, re.IGNORECASE):
+        raise ValueError(f"{text[:80]!r} is an address, no file: download it first, and list the file")
+    return folder / next(_spellings(text)).replace("\\", "/")
 
 # %% ../../nbs/base/tables.ipynb #8bc1a83c
-_PART_COLUMNS = ("part", "partition", "set", "split", "subset")
+_PART_COLUMNS = ("part", "partition", "set", "split", "subset", "datasplit", "phase", "usage", "istrain", "traintest")
 
 
 def part_column(
     path: str | Path,  # of the table, for messages
     rows: list,  # from `read_table`
     usual: str,  # how it should be called
+    others: tuple = (),  # columns that mean something else
 ) -> str:
-    "The name of the column that says which part a row belongs to; `usual` if there is none. `ValueError` for two."
+    """The name of the column that says which part a row belongs to; `usual` if there is none.
+
+    `ValueError` for two, and for one that has a word which is no part beside `train`."""
     columns = rows[0][1] if rows else {}
     if usual in columns:
         return usual
-    named = [c for c in columns if _bare(c) in _PART_COLUMNS]
-    given = {c: [row[c] for _, row in rows if as_text(row[c])] for c in named}
-    fit = [c for c in named if given[c] and all(map(is_part, given[c]))]
+    given = {c: {row[c]: line for line, row in reversed(rows) if as_text(row[c])} for c in columns if c not in others}
+    fit = [c for c in given if given[c] and all(map(is_part, given[c]))]
+    named = [c for c in given if _bare(c) in _PART_COLUMNS]
+    several = [c for c in fit if len(set(map(part_name, given[c]))) > 1]  # of whatever name
+    fit = [c for c in fit if c in named] or several
     if len(fit) > 1:
         raise ValueError(f"{path}: no column {usual!r}, and {' or '.join(map(repr, fit))} may be meant")
     if fit:
         warnings.warn(f"{path}: there is no column {usual!r}; {fit[0]!r} is taken for it", stacklevel=3)
-    return fit[0] if fit else usual
+        return fit[0]
+    for c in named:
+        _say_no_parts(path, c, given[c])
+    return usual
+
+
+def _say_no_parts(path, column, given):  # given: value -> the first line that has it
+    other = next((value for value in given if not is_part(value)), None)
+    if other is None:
+        return
+    why = f"{other!r} in line {given[other]} is none of {', '.join(PARTS)}"
+    if any(is_part(value) and part_name(value) == "train" for value in given):
+        raise ValueError(f"{path}: the column {column!r} seems to say what to train on, but {why}")
+    warnings.warn(f"{path}: the column {column!r} does not decide what to train and to test on: {why}", stacklevel=4)

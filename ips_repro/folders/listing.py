@@ -9,6 +9,8 @@ __all__ = ['Item', 'Listing', 'read_folders', 'read_listed', 'placed', 'check_it
 # %% ../../nbs/folders/listing.ipynb #9ebda009
 import hashlib
 import os
+import re
+import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +21,7 @@ from ..base.core import sha256, write_csv
 from ..base.images import SUFFIXES, images_below, is_hidden
 from ..base.items import Unusable, attempted
 from ..base.tables import listed_file, part_column, read_table
-from ..base.words import PARTS, as_text, class_name, is_part, part_name
+from ..base.words import PARTS, alike, as_text, class_name, composed, is_part, part_name, trimmed
 from .splits import split
 
 # %% ../../nbs/folders/listing.ipynb #b51dedc8
@@ -77,7 +79,7 @@ def _of_classes(folder, part):
         images = _images_below(class_folder)
         if not images:
             raise ValueError(f"data: {class_folder} has no images ({', '.join(SUFFIXES)}): an empty class")
-        items += [Item(p, (class_folder.name,), part, "", str(p)) for p in images]
+        items += [Item(p, (composed(class_folder.name),), part, "", str(p)) for p in images]
     return items
 
 
@@ -110,6 +112,24 @@ def _by_part(pair):
     return PARTS.index(pair[0])
 
 # %% ../../nbs/folders/listing.ipynb #112184d7
+def _check_columns(table, rows, split_column, group_column):  # those that were asked for and may be missing
+    for name, usual in ((split_column, "split"), (group_column, "group")):
+        if name != usual and rows and name not in rows[0][1]:
+            raise ValueError(f"data: {table}: no column {name!r}, but {', '.join(rows[0][1])}")
+
+
+def _check_labels(table, lines):  # lines: label as it stands there -> where
+    for label, where in lines.items():
+        pieces = {trimmed(piece) for piece in re.split("[;,/]", label.strip("[]")) if trimmed(piece)}
+        if len(pieces) > 1 and {piece.strip("'\"") for piece in pieces} <= lines.keys() - {label}:
+            raise ValueError(f"data: {where}: label {label!r} is made of other labels; several are joined by |")
+        if re.fullmatch(r"[+-]?\d+,0*", label) and label.partition(",")[0] in lines:
+            raise ValueError(f"data: {where}: is label {label!r} a number or two? Write 1.0, or 1|0 for two labels")
+    if doubtful := next((label for label in lines if label.lower() in ("none", "-", "--", "?", "unknown")), None):
+        what = f"{lines[doubtful]}: {doubtful!r} is taken for a class; if nothing is known there, leave it empty"
+        warnings.warn(what, stacklevel=3)
+
+
 def read_listed(
     table: str | Path,
     path_column: str = "path",
@@ -122,12 +142,11 @@ def read_listed(
     try:
         rows = read_table(table, (path_column, label_column), (split_column, group_column))
         if split_column == "split":
-            split_column = part_column(table, rows, split_column)
+            split_column = part_column(table, rows, split_column, (path_column, label_column, group_column))
     except ValueError as e:
         raise ValueError(f"data: {e}") from None
-    for name, usual in ((split_column, "split"), (group_column, "group")):
-        if name != usual and rows and name not in rows[0][1]:
-            raise ValueError(f"data: {table}: no column {name!r}, but {', '.join(rows[0][1])}")
+    _check_columns(table, rows, split_column, group_column)
+    _check_labels(table, {row[label_column]: f"{table}, line {line}" for line, row in reversed(rows)})
     for line, row in rows:
         where = f"{table}, line {line}"
         path = placed(table.parent, row[path_column], where)
@@ -141,24 +160,30 @@ def read_listed(
         items.append(Item(path, labels, part, as_text(row.get(group_column, "")), where))
     return items
 
-
+# %% ../../nbs/folders/listing.ipynb #a08d1468
 def placed(folder: Path, text: str, where: str) -> Path:
     "A path that a table names: absolute, or below the table's folder. `ValueError` says `where` it is not."
     try:
         path = listed_file(folder, text, SUFFIXES)
     except ValueError as e:
         raise ValueError(f"data: {where}: {e}") from None
-    if not Path(text).is_absolute() and not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
+    below = path.is_relative_to(folder) and not Path(text).is_absolute()  # as the table says it
+    if below and not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
         raise ValueError(f"data: {where}: {text!r} climbs out of {folder}; give an absolute path if that is meant")
     return path
 
 # %% ../../nbs/folders/listing.ipynb #94bea06b
-def _same_but_for_case(names):  # the first two, or None
+def _same_but_for(key, names):  # the first two names with the same key, in words, or None
     seen = {}
     for name in names:
-        if seen.setdefault(name.lower(), name) != name:
-            return seen[name.lower()], name
+        if (first := seen.setdefault(key(name), name)) != name:
+            how = "case" if first.lower() == name.lower() else "characters that are not seen, or how they are written"
+            return f"{first!r} and {name!r} differ only in {how}"
     return None
+
+
+def _case(path):  # of names that are the same where upper and lower case are, or how an accent is stored
+    return composed(path).lower()
 
 
 def _twice(items, key):  # the first two items with the same key, or None
@@ -174,10 +199,10 @@ def _copies_across_parts(items):  # the first two files of the same content in d
     for item in items:
         if item.path.is_file() and (size := item.path.stat().st_size):  # others are named when they are decoded
             by_size[size].append(item)
-    for alike in by_size.values():
-        if len({i.part for i in alike}) > 1:
+    for same in by_size.values():
+        if len({i.part for i in same}) > 1:
             digests = {}
-            for item in alike:
+            for item in same:
                 digest, why = attempted(sha256, item.path)
                 first = digests.setdefault(digest, item)
                 if why is None and first.part != item.part:
@@ -189,24 +214,29 @@ def check_items(items: list[Item], source: str | Path) -> None:
     """Raises `ValueError` for a listing that cannot be right.
 
     That is: no images, one class, a file that does not exist or is listed twice, a file or a group in two parts, names
-    that differ only in upper and lower case."""
+    that a reader would take for the same, such as `cat` and `Cat`."""
     if not items:
         raise ValueError(f"data: {source} has no images ({', '.join(SUFFIXES)})")
     for item in items:
         found = item.where == str(item.path)  # in a folder; what is there and no file is named when it is decoded
         if not item.path.is_file() and not (found and os.path.lexists(item.path)):
-            raise ValueError(f"data: {'' if found else f'{item.where}: '}{item.path}: no such file")
+            raise ValueError(f"data: {'' if found else f'{item.where}: '}{item.path}: {_no_file(item.path)}")
     classes = sorted({name for i in items for name in i.labels})
     if len(classes) < 2:
         raise ValueError(f"data: {source} has one class, {classes[0]!r}: there is nothing to tell apart")
-    if pair := _same_but_for_case(classes):
-        raise ValueError(f"data: {source}: the classes {pair[0]!r} and {pair[1]!r} differ only in case")
+    for what, names in (("classes", classes), ("groups", sorted({i.group for i in items}))):
+        if same := _same_but_for(alike, names):
+            raise ValueError(f"data: {source}: the {what} {same}")
     if pair := _twice(items, lambda item: os.path.realpath(item.path)):
         parts = f" in two parts, {pair[0].part!r} and {pair[1].part!r}" if pair[0].part != pair[1].part else " twice"
         raise ValueError(f"data: {pair[1].where}: {pair[1].path} is listed{parts}")
-    if pair := _same_but_for_case(str(i.path) for i in items):
-        raise ValueError(f"data: {pair[0]} and {pair[1]} differ only in case")
+    if same := _same_but_for(_case, (str(i.path) for i in items)):
+        raise ValueError(f"data: {same}")
     _check_parts(items)
+
+
+def _no_file(path):
+    return "it is a folder, no file" if path.is_dir() else "no such file"
 
 
 def _check_parts(items):

@@ -16,7 +16,7 @@ from ..base.words import class_number, part_name
 # %% ../../nbs/slides/listing.ipynb #9290b590
 def _listed(table):  # {slide: (label, part)} of a labels.csv
     found, rows = {}, read_table(table, ("slide", "label"), ("part",))
-    column = part_column(table, rows, "part")
+    column = part_column(table, rows, "part", ("slide", "label"))
     for line, r in rows:
         try:
             path = listed_file(table.parent, r["slide"], SUFFIXES)
