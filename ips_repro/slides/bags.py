@@ -6,6 +6,7 @@
 __all__ = ['HOW', 'Bag', 'slide_picture', 'unlabelled_bag', 'slide_names', 'read_bags', 'finite_bags']
 
 # %% ../../nbs/slides/bags.ipynb #4e77feb2
+import hashlib
 from pathlib import Path
 
 import h5py
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from ..base.core import printable
-from ..base.words import class_number, part_name
+from ..base.words import class_number, composed, part_name
 from ips_repro.slides.feature_files import (
     ENDINGS,
     Layout,
@@ -22,6 +23,7 @@ from ips_repro.slides.feature_files import (
     layout,
     open_features,
     positive,
+    said_of,
     side_at_level_0,
     slide_groups,
 )
@@ -51,13 +53,17 @@ class Bag:
         self.columns = positive(a.get("columns"))  # of the grid of tiles; None: not recorded
         self.begin = tuple(positive(a.get(k)) or 0 for k in ("bounds_x", "bounds_y"))  # of the grid, pixels at level 0
         self.how = {k: a[k] for k in HOW if k in a}  # how the features were made, as far as the file records it
-        self._corners = None
+        self._corners, self._checked = None, False
+        self.digest = ""  # of features, once they were read; "" as long as they could be those of any slide
 
     def __str__(self):
         return printable(str(self.path)) + f": {self.name}" * (self.group != "/")
 
     def blocks(self, size: int = 1024):  # yields (pos (b,) int64, features (b, F) float32)
-        "`ValueError` names a block that cannot be read, or the first tile with a feature that is no finite number."
+        "`ValueError` names what cannot be read, or the first tile whose place or feature cannot be what it should be."
+        if not self._checked:
+            _check_places(self)
+            self._checked = True
         for start in range(0, self.n, size):
             pos, features = self._read(start, min(self.n, start + size))
             _check_finite(self, start, pos, features)
@@ -67,8 +73,10 @@ class Bag:
         rows = np.s_[0, start:stop] if self.stored.batched else np.s_[start:stop]
         with open_features(self.path) as f, np.errstate(over="ignore"):  # what does not fit is infinite
             g = f[self.group]
-            features = np.asarray(g[self.stored.features][rows]).astype(np.float32)
-            return _places(self, g, start, stop), features
+            features = np.asarray(g[self.stored.features][rows])
+            if features.dtype.kind in "iu" and features.dtype.itemsize == 2 and _is_bfloat16(features):
+                raise ValueError(f"{self}: features are bfloat16 stored as {features.dtype}: store them as float16")
+            return _places(self, g, start, stop), features.astype(np.float32)
 
     def corner(self, pos: int) -> tuple:  # (x, y), pixels at level 0 of the whole slide; ("", "") where it is not known
         if self._corners is None:
@@ -78,25 +86,53 @@ class Bag:
         return self.begin[0] + pos % self.columns * self.tile, self.begin[1] + pos // self.columns * self.tile
 
 # %% ../../nbs/slides/bags.ipynb #0c07b3e1
+def _is_bfloat16(numbers):  # or integers, whose bits would be tiny or huge numbers, or none
+    as_float = (numbers.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    sizes = np.abs(as_float[as_float != 0])
+    return len(sizes) > 0 and np.mean((sizes > 1e-10) & (sizes < 1e5)) > 0.99
+
+
 def _check_finite(bag, start, pos, features):
     if not len(bad := np.argwhere(~np.isfinite(features))):
         return
     tile, k = bad[0]
     x, y = bag.corner(pos[tile])
     where = f"tile {start + tile}" + (f" (x {x}, y {y})" if x != "" else "")
-    raise ValueError(f"{bag}, {where}: feature {k} is {features[tile, k]}")
+    with open_features(bag.path) as f:
+        value = np.reshape(f[bag.group][bag.stored.features][..., start + tile, k], ())
+    large = ", too large for 32 bits" * bool(np.isfinite(value))
+    raise ValueError(f"{bag}, {where}: feature {k} is {value}{large}")
 
 
 def _places(bag, g, start, stop):  # cells of a grid where it is recorded, else the tiles are counted
     return g["pos"][start:stop].astype(np.int64) if bag.stored.pos else np.arange(start, stop)
 
+# %% ../../nbs/slides/bags.ipynb #c310e4b4
+_FURTHEST = 10**9  # pixels at level 0; nothing that large was ever scanned
 
-def _read_corners(bag):  # place -> x, y
+
+def _check_places(bag):  # whole cells, each once; corners that may be pixels
     with open_features(bag.path) as f:
         g = f[bag.group]
-        places, corners = _places(bag, g, 0, bag.n), np.reshape(g["coords"], (bag.n, 2))
+        places = g["pos"][:] if bag.stored.pos else np.zeros(1)
+        corners = np.reshape(g["coords"], (bag.n, 2)) if bag.stored.coords else np.zeros((1, 2))
+    if not (np.isfinite(places) & (places == np.round(places)) & (places >= 0) & (places < 2**62)).all():
+        raise ValueError(f"{bag}: 'pos' are not all whole numbers from 0, the cells of a grid")
+    if bag.stored.pos and len(np.unique(places)) < bag.n:
+        raise ValueError(f"{bag}: 'pos' has a cell twice")
     if not np.isfinite(corners).all():
         raise ValueError(f"{bag}: 'coords' are not finite")
+    if np.abs(corners).max() > _FURTHEST:
+        raise ValueError(f"{bag}: 'coords' are no pixels: there is one of {np.abs(corners).max():g}")
+    if (corners != np.round(corners)).any() and np.abs(corners).max() <= 1:
+        raise ValueError(f"{bag}: 'coords' are shares of the slide, not pixels at level 0")
+
+
+def _read_corners(bag):  # place -> x, y
+    _check_places(bag)
+    with open_features(bag.path) as f:
+        g = f[bag.group]
+        places, corners = _places(bag, g, 0, bag.n), np.round(np.reshape(g["coords"], (bag.n, 2)))
     return {int(p): (int(x), int(y)) for p, (x, y) in zip(places, corners)}
 
 
@@ -135,14 +171,15 @@ def _unlabelled(path, name, f, group):
 def _bag(path, name, f, group, part, listed):
     bag, g = _unlabelled(path, name, f, group), f[group]
     if listed is not None:
-        if name not in listed:
+        if _key(name) not in listed:
             raise ValueError("labels.csv does not list it")
-        bag.label, bag.part = listed[name]
+        bag.label, bag.part = listed[_key(name)]
         return bag
-    if "label" not in g.attrs:
+    if (label := said_of(g, "label")) is None:
         table = f", and no labels.csv in {printable(str(path.parent))}" * (group == "/")  # of a file per slide
         raise ValueError(f"no attribute 'label'{table}")
-    bag.label, bag.part = class_number(g.attrs["label"]), part or part_name(g.attrs.get("part", "train")) or "train"
+    own = said_of(g, "part")
+    bag.label, bag.part = class_number(label), part or part_name("train" if own is None else own) or "train"
     return bag
 
 # %% ../../nbs/slides/bags.ipynb #93b64dc5
@@ -155,8 +192,17 @@ def slide_names(file: str | Path) -> list[str]:
 def _labels(path):  # name -> label, part, of the table of a folder; None: there is none
     if not (path / "labels.csv").is_file():
         return None
-    bare = {name: Path(name).stem if Path(name).suffix.lower() in ENDINGS else name for name in list_slides(path)}
-    return {slide_name(bare[name]): known for name, known in list_slides(path).items()}
+    found, first = {}, {}
+    for name, known in list_slides(path).items():
+        if (other := first.setdefault(_key(name), name)) != name:
+            raise ValueError(f"{path / 'labels.csv'}: {other!r} and {name!r} are the same slide")
+        found[_key(name)] = known
+    return found
+
+
+def _key(name):  # of a slide, however its endings and accents are written
+    path = Path(name)
+    return composed(slide_name(path.stem if path.suffix.lower() in ENDINGS else path.name))
 
 # %% ../../nbs/slides/bags.ipynb #e40e941d
 def _read_file(file, part, listed):  # bags; name -> why it cannot be used
@@ -194,11 +240,11 @@ def read_bags(path: str | Path) -> tuple[list[Bag], dict]:  # bags; slide -> why
         for name, why in unusable.items():  # two files may have a slide of the same name
             bad[name if name not in bad else f"{file.name}: {name}"] = why
     _check_lengths(bags)
-    for name in sorted(set(listed or ()) - {b.name for b in bags} - set(bad)):
+    for name in sorted(set(listed or ()) - {_key(b.name) for b in bags} - set(map(_key, bad))):
         bad[name] = "there are no features of it"
     return bags, bad
 
-
+# %% ../../nbs/slides/bags.ipynb #a196e849
 def _check_lengths(bags):
     other = next((b for b in bags if b.F != bags[0].F), None)
     if other is not None:
@@ -206,13 +252,18 @@ def _check_lengths(bags):
         raise ValueError(f"data: features have different lengths: {lengths}")
 
 
+def _digest(features):  # of a block
+    same = bool((features == features[0]).all())
+    return "" if same else hashlib.sha256(features.numpy().tobytes()).hexdigest()
+
+
 def finite_bags(bags: list[Bag]) -> tuple[list[Bag], dict]:  # usable bags; slide -> why it cannot be used
     "Read all features once: those with one that is no finite number, or that cannot be read, are not used."
     good, bad = [], {}
     for bag in bags:
         try:
-            for _ in bag.blocks():
-                pass
+            for _, features in bag.blocks():
+                bag.digest = bag.digest or _digest(features)
             bag.corner(0)
             good.append(bag)
         except ValueError as e:

@@ -106,11 +106,19 @@ def _tested(
     return [b for b in bags if b.part != "val"], left
 
 
+def _check_copies(bags):  # what a slide is trained on is not tested
+    first = {}
+    for bag in bags:
+        other = first.setdefault(bag.digest, bag)
+        if bag.digest and other.part != bag.part:
+            raise ParameterError(f"data: {other} ({other.part}) and {bag} ({bag.part}) have the same features")
+
+
 def _reasons(bad, most=8):  # why slides cannot be used, in words
     texts = [f"{name}: {why}" for name, why in list(bad.items())[:most]]
     return "".join(f"; {text}" for text in texts) + (f"; and {len(bad) - most} more" if len(bad) > most else "")
 
-
+# %% ../../nbs/slides/sets.ipynb #7aca5d24
 def run_bags(run: dict, device: str = "cpu") -> tuple[list[Bag], dict]:  # bags; slide -> why it cannot be used
     """The slides of a run; those that are generated are made and encoded if they are not there yet.
 
@@ -130,5 +138,6 @@ def run_bags(run: dict, device: str = "cpu") -> tuple[list[Bag], dict]:  # bags;
     bags, left = _tested(bags)
     bags, spoilt = finite_bags(bags)
     bad |= failed | left | spoilt
+    _check_copies(bags)
     _check_classes(bags, bad, path)
     return bags, bad
