@@ -12,6 +12,7 @@ import difflib
 import json
 import math
 import numbers
+import os
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -22,14 +23,20 @@ class ParameterError(ValueError):
     "A parameter does not exist or its value cannot be used; the message starts with the parameter's name."
 
 
-def _to_int(v):
-    if isinstance(v, bool) or isinstance(v, float):
+def _is_truth(v):  # of Python or NumPy, which counts as a number there
+    return type(v).__name__ in ("bool", "bool_")
+
+
+def _to_int(v):  # 10.0, too, which YAML and JSON make of a 10 elsewhere
+    if isinstance(v, str) and re.fullmatch(r"\s*[+-]?\d{1,30}(\.\d{,30})?([eE]\+?\d{1,2})?\s*", v):
+        v = Decimal(v)
+    if _is_truth(v) or not isinstance(v, str) and v != math.floor(v):
         raise ValueError
     return int(v)
 
 
 def _to_float(v):
-    if isinstance(v, bool) or not math.isfinite(x := float(v)):
+    if _is_truth(v) or not math.isfinite(x := float(v)):
         raise ValueError
     return x
 
@@ -41,7 +48,7 @@ def _to_bool(v):
 
 
 def _to_str(v):
-    if not isinstance(v, (str, int, float)) or "\0" in str(v):
+    if not isinstance(v, (str, int, float, os.PathLike)) or "\0" in str(v):
         raise ValueError
     return str(v).encode().decode()  # `UnicodeEncodeError`, which is a `ValueError`, for what no file can hold
 
@@ -93,6 +100,10 @@ def convert(
         items = _items(value)
         if not items:
             raise ParameterError(f"{name}: an empty list")
+        if m[1] == "float" and (odd := next((v for v in items if re.fullmatch(r"\s*0\d+\s*", str(v))), None)):
+            raise ParameterError(
+                f"{name}: {odd.strip()!r} of {value!r}: commas separate values; a decimal point is a point"
+            )
         return [convert(name, m[1], v.strip() if isinstance(v, str) else v) for v in items]
     if kind not in _SCALARS:
         raise ParameterError(
@@ -102,7 +113,8 @@ def convert(
     try:
         return to_kind(_unquoted(value))
     except (ValueError, TypeError, OverflowError):
-        raise ParameterError(f"{name}: {value!r} is not {expected}") from None
+        shown = repr(value) if len(repr(value)) < 200 else f"{repr(value)[:80]}..."
+        raise ParameterError(f"{name}: {shown} is not {expected}") from None
 
 # %% ../../nbs/base/params.ipynb #2b72468c
 def absolute_path(
@@ -215,16 +227,40 @@ def check_given(
 _OF_PAPERMILL = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")
 
 
+def _spelling(annotation):
+    plain = isinstance(annotation, type) and "[" not in str(annotation)
+    return annotation.__name__ if plain else str(annotation)
+
+
+def _parameters_cell(cells):  # of those that were run: names it declares with a type, names it sets without one
+    found = set(), set()
+    for source in cells:
+        try:
+            body = [] if source.startswith("# Parameters\n") else ast.parse(source).body
+        except (SyntaxError, ValueError, RecursionError):  # a cell for another program
+            continue
+        declared = {node.target.id for node in body if isinstance(node, ast.AnnAssign) and hasattr(node.target, "id")}
+        if declared and len(declared) >= len(found[0]):
+            targets = [t for node in body if isinstance(node, ast.Assign) for t in node.targets]
+            found = declared, {t.id for t in targets if isinstance(t, ast.Name)} - declared
+    return found
+
+
 def read_parameters(
     namespace: dict,  # the notebook's globals()
+    known: tuple = (),  # names that mean something to whoever asks; (): those that are declared
 ) -> dict:  # name -> value of the declared type
-    "Return the typed parameters of the running notebook."
+    """Return the typed parameters of the running notebook.
 
-    def spelling(annotation):
-        plain = isinstance(annotation, type) and "[" not in str(annotation)
-        return annotation.__name__ if plain else str(annotation)
-
-    kinds = {name: _kind(spelling(a)) for name, a in namespace["__annotations__"].items()}
+    Raises `ParameterError` for a name that is not known, and for one that lost its type when its value was changed.
+    What other cells declare is no parameter."""
+    declared, untyped = _parameters_cell(namespace.get("In", []))
+    annotations = namespace.get("__annotations__", {})
+    kinds = {name: _kind(_spelling(a)) for name, a in annotations.items() if name in declared or not declared}
+    if lost := next((name for name in known if name in untyped and name not in kinds), None):
+        raise ParameterError(f"{lost}: its type is missing in the parameters cell: `{lost}: float = ...`, for example")
+    if known and (other := next((name for name in kinds if name not in known), None)):
+        raise _unknown(other, list(known))
     injected = [c for c in namespace.get("In", []) if c.startswith("# Parameters\n")][-1:]  # as it was run last
     for node in (n for c in injected for n in ast.parse(c).body if isinstance(n, ast.Assign)):
         if (name := node.targets[0].id) not in (*kinds, *_OF_PAPERMILL):

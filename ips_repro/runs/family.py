@@ -12,7 +12,7 @@ import re
 from typing import Callable, NamedTuple
 
 from ..base.core import SCALES
-from ..base.params import ParameterError, check_finite_numbers
+from ..base.params import ParameterError, check_finite_numbers, number_name
 
 # %% ../../nbs/runs/family.ipynb #997cb6ae
 class Like(NamedTuple):
@@ -136,8 +136,9 @@ def check_values(
             elif name in choices and v not in choices[name]:
                 raise ParameterError(f"{name}: {v!r} is none of {', '.join(choices[name])}")
             if name in ranges and isinstance(v, (int, float)) and not ranges[name][0] <= v <= ranges[name][1]:
-                shown = f"{v:g}" if abs(v) < 1e300 else "so large a number"  # an int may have any number of digits
-                raise ParameterError(f"{name}: {shown} is not between {ranges[name][0]:g} and {ranges[name][1]:g}")
+                least, most = map(number_name, ranges[name])
+                shown = number_name(v) if abs(v) < 1e15 else "so large a number"  # an int may have any number of digits
+                raise ParameterError(f"{name}: {shown} is not between {least} and {most}")
 
 # %% ../../nbs/runs/family.ipynb #0ad120c9
 def listed(v) -> list:

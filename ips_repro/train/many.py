@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from ..base.limits import check_time, devices
-from ..base.params import read_parameters
+from ..base.params import ParameterError, read_parameters
 from ..base.places import advised, check_results
 from ..base.progress import duration
 from ..runs.folder import Finished
@@ -231,6 +231,9 @@ def train_all(runs: list[Run], device: str, redo: bool = False, memory_gib: floa
             print(f"finished meanwhile by another process: {e}", flush=True)
 
 # %% ../../nbs/train/many.ipynb #3a809cbc
+_OF_NOTEBOOKS = ("scale", "device", "redo", "memory_gib")  # what they ask besides the parameters of a run
+
+
 def run_experiment(
     name: str,  # of an experiment, e.g. "O2I_datasize"
     namespace: dict,  # the notebook's globals(), with its parameters
@@ -238,7 +241,10 @@ def run_experiment(
     """What an experiment notebook does.
 
     It reads its parameters, decides about device and scale, and trains what is not done yet."""
-    asked, e = read_parameters(namespace), experiment(name)
+    e = experiment(name)
+    asked = read_parameters(namespace, (*_OF_NOTEBOOKS, *e.asks, *e.family.defaults))
+    if missing := [p for p in _OF_NOTEBOOKS[:3] if p not in asked]:
+        raise ParameterError(f"{missing[0]}: the parameters cell does not declare it")
     device, scale = choose(asked["device"], asked["scale"])
     experiment_runs(e, asked, scale)  # what cannot be is refused before data are looked for
     runs = experiment_runs(e, asked | e.family.substitutes(scale, asked), scale)
