@@ -1294,6 +1294,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                     'ips_repro/ips/streaming.py')},
             'ips_repro.ips.weights': { 'ips_repro.ips.weights.Found': ('ips/weights.html#found', 'ips_repro/ips/weights.py'),
                                        'ips_repro.ips.weights._begins': ('ips/weights.html#_begins', 'ips_repro/ips/weights.py'),
+                                       'ips_repro.ips.weights._check_content': ( 'ips/weights.html#_check_content',
+                                                                                 'ips_repro/ips/weights.py'),
                                        'ips_repro.ips.weights._dictionaries': ( 'ips/weights.html#_dictionaries',
                                                                                 'ips_repro/ips/weights.py'),
                                        'ips_repro.ips.weights._is_plain': ('ips/weights.html#_is_plain', 'ips_repro/ips/weights.py'),

@@ -8,6 +8,7 @@ __all__ = ['check_kind', 'why_unreadable', 'read_weights', 'Found', 'find_weight
 # %% ../../nbs/ips/weights.ipynb #c5c29411
 import argparse
 import re
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,8 @@ import torch
 import torch.nn as nn
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+
+from ..base.file_kinds import file_head, file_kind
 
 # %% ../../nbs/ips/weights.ipynb #521fde4c
 _NOT_WEIGHTS = (  # how a file begins -> what it is
@@ -42,17 +45,13 @@ def _begins(head):  # the beginning of a text, for a message
 
 def check_kind(path: str | Path) -> bytes:  # how the file begins
     "`ValueError` names a file that is plainly something else than weights; `FileNotFoundError` if there is none."
-    try:
-        with open(path, "rb") as f:
-            head = f.read(512)
-    except FileNotFoundError:
-        raise
-    except OSError as e:
-        raise ValueError(f"{path} cannot be read ({e.strerror})") from None
+    head = file_head(path)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for start, what in _NOT_WEIGHTS:
         if text.startswith(start.lower()):
             raise ValueError(f"{path} {what}")
+    if not head.startswith(b"PK") and (kind := file_kind(head)):
+        raise ValueError(f"{path} is {kind}")
     if not head:
         raise ValueError(f"{path} is empty")
     return head
@@ -68,9 +67,12 @@ def why_unreadable(e: Exception) -> str:  # one line
             f"it holds Python objects ({found[1]}), and to load those could run any program; whoever made it can save "
             "the weights alone: torch.save(model.state_dict(), file)"
         )
-    if "PytorchStreamReader" in text or "central directory" in text:
+    if any(words in text for words in ("PytorchStreamReader", "central directory", "enforce fail")):
         return "it was cut off, or is a ZIP archive of something else"
-    if not text or "weights_only" in text or "weights only" in text.lower():
+    lookup = isinstance(
+        e, (LookupError, AttributeError, TypeError)
+    )  # of the reader itself, in the middle of a damaged file
+    if not text or lookup or "weights_only" in text or "weights only" in text.lower():
         return "it is damaged, or no file of PyTorch"
     return text[:200]
 
@@ -83,6 +85,16 @@ _PLAIN = [  # of other kinds, these alone are read: settings and numbers, which 
 ]
 
 
+def _check_content(path):  # PyTorch does not compare the checksums of its archive's members
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError):
+        return  # no archive, or cut off: PyTorch says so
+    if damaged:
+        raise ValueError(f"{path} is damaged: {damaged!r} in it does not fit its checksum")
+
+
 def read_weights(path: str | Path):
     """What a file of PyTorch or safetensors holds: tensors and plain values, in dictionaries.
 
@@ -93,6 +105,7 @@ def read_weights(path: str | Path):
             return load_file(path)
         except (SafetensorError, OSError, ValueError) as e:
             raise ValueError(f"{path} is no whole safetensors file ({e})") from None
+    _check_content(path)
     try:
         with torch.serialization.safe_globals(_PLAIN):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -184,6 +197,9 @@ def _why_unfit(state, own):  # why weights are not those of a network with the s
             return f"the weight {k!r} has the shape {tuple(state[k].shape)}, wanted is {tuple(own[k].shape)}"
         if state[k].is_floating_point() != own[k].is_floating_point():
             return f"the weight {k!r} is of the type {state[k].dtype}, wanted is {own[k].dtype}"
+        if state[k].layout != torch.strided or state[k].is_meta or state[k].is_quantized:
+            how = "without values" if state[k].is_meta else "sparse or quantized"
+            return f"the weight {k!r} is stored {how}, wanted are plain numbers"
 
     def kind(name):
         return re.sub(r"(?<=\.)\d+(?=\.)", "#", name)

@@ -127,7 +127,8 @@ def why_testing_failed(trainer, e: NotFinite) -> str:
     why = f"{found} (of the test images)" if found else why_training_not_finite(trainer.net)
     if why:
         return f"{where}; the likely cause: {why}"
-    return f"{where}; images and weights are finite, so what the network computes from them overflows"
+    overflow = "images and weights are finite, so what the network computes from them overflows"
+    return f"{where}; {overflow}: training has diverged, and a smaller lr than {trainer.lr:g} is worth a try"
 
 
 @contextmanager
