@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ONLY_SLIDES', 'SUFFIXES', 'one_of_each_series', 'slide_files', 'opened_file', 'slides_in', 'open_slide', 'region',
-           'bounds', 'pixel_size', 'slide_image', 'slide_thumbnail']
+           'bounds', 'pixel_size', 'slide_image', 'slide_thumbnail', 'slide_part']
 
 # %% ../../nbs/base/whole_slides.ipynb #89812c57
 import re
@@ -260,3 +260,28 @@ def slide_thumbnail(path: str | Path, side: int = 1024) -> np.ndarray:  # uint8 
         return slide_image(path, side).thumbnail_image(side, height=side, size="down").numpy()
     except pyvips.Error as e:
         raise ValueError(f"{path} cannot be read: {str(e).strip().splitlines()[-1]}") from None
+
+# %% ../../nbs/base/whole_slides.ipynb #22a74533
+_AT_ONCE = 2**24  # pixels that are decoded together, 64 MiB
+
+
+def slide_part(
+    slide,  # an `openslide.OpenSlide`
+    box: tuple,  # x, y, w, h, pixels at level 0; white beyond the edges
+    side: int | None = None,  # the longer side of the picture has at most as many pixels; None: as many as at level 0
+) -> np.ndarray:  # uint8 (h, w, 3)
+    "A rectangle of a slide, read from its smallest level that is large enough. Errors as of `region`."
+    import cv2
+
+    x, y, w, h = (round(v) for v in box)
+    down = max(1.0, max(w, h) / side) if side else 1.0
+    level = slide.get_best_level_for_downsample(down * 1.01)  # sides of levels are rounded
+    factor = slide.level_downsamples[level]
+    width, height = (max(1, round(n / down)) for n in (w, h))
+    columns, rows = (max(1, round(n / factor)) for n in (w, h))  # that are read
+    ends, bands = np.linspace(0, height, min(height, -(-columns * rows // _AT_ONCE)) + 1).round().astype(int), []
+    for top, end in zip(ends[:-1], ends[1:]):
+        first, last = (round(v * rows / height) for v in (top, end))
+        pixels = region(slide, x, y + round(first * factor), level, columns, max(1, last - first))
+        bands.append(cv2.resize(pixels, (width, int(end - top)), interpolation=cv2.INTER_AREA))
+    return np.concatenate(bands)

@@ -8,13 +8,19 @@ __all__ = ['Predictor']
 # %% ../../nbs/digits/predict.ipynb #61e0be57
 from pathlib import Path
 
+import cv2
+
+from ..base.core import write_atomic
+from ..base.download import cached
 from ..base.grids import canvas_shape, grid_shape
 from ..base.images import open_image
-from .training import TASKS
+from .attention_maps import test_canvases
+from .training import DATA, TASKS
 from ..ips.image_patches import padded_size, stream_patches
 from ..ips.streaming import predict_stream
+from ..runs.status import parameters_hash
 from ..train.kept import cell_boxes
-from ..train.predict import Look, RunPredictor, in_boxes
+from ..train.predict import EXAMPLES, Look, RunPredictor, in_boxes
 
 # %% ../../nbs/digits/predict.ipynb #128f68ce
 class Predictor(RunPredictor):
@@ -32,6 +38,17 @@ class Predictor(RunPredictor):
     def __init__(self, run, manifest, net, device):
         super().__init__(run, manifest, net, device)
         net.n_patches = None  # images may have any size
+
+    def test_inputs(self) -> list[Path]:
+        "The first test canvases, painted again as files."
+        canvases = test_canvases(self.run)
+        folder = cached("canvases", parameters_hash({k: self.run[k] for k in DATA})[:12])
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"test_canvas_{i}.png" for i in range(min(EXAMPLES, self.run["n_test"]))]
+        for i, path in enumerate(paths):
+            if not path.is_file():
+                write_atomic(path, cv2.imencode(".png", canvases.render(i))[1].tobytes())
+        return paths
 
     def look(self, item: str | Path, watch=None) -> Look:
         p, s, image = self.run["patch_size"], self.run["stride"], open_image(item)

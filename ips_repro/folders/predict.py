@@ -10,8 +10,11 @@ from pathlib import Path
 
 from ..base.images import image_size, images_below, list_images
 from .images import ImagePatches
+from .listing import read_listing
 from .record import look
-from ..train.predict import Look, RunPredictor
+from .settings import columns_of
+from .training import data_root
+from ..train.predict import Look, RunPredictor, spread
 
 # %% ../../nbs/folders/predict.ipynb #8943d543
 class Predictor(RunPredictor):
@@ -32,6 +35,10 @@ class Predictor(RunPredictor):
             item for item in images_below(source) if not answers & set(Path(str(item)).parents)
         ]  # no earlier answers
         return photographs or list_images(source)  # which says that there are none
+
+    def test_inputs(self) -> list[Path]:
+        listing = read_listing(data_root(self.run), **columns_of(self.run))
+        return spread([item.path for item in listing.of("test").items])
 
     def look(self, item: str | Path, watch=None) -> Look:
         size = None if self.run["size"] == "native" else int(self.run["size"])

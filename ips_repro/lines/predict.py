@@ -15,12 +15,12 @@ from PIL import Image
 from ..base.core import generator
 from ..base.images import read_image
 from ..line_drawing import Drawer, as_ink, black_on_white
-from .data import middle_square
+from .data import few, middle_square, read_folders
 from .score import as_lines, log_scores
 from .settings import UNUSED
-from .training import answers
+from .training import answers, data_root
 from ..train.kept import cell_boxes
-from ..train.predict import Look, RunPredictor
+from ..train.predict import Look, RunPredictor, spread
 
 # %% ../../nbs/lines/predict.ipynb #898a2164
 def _drawer(run, manifest, device):
@@ -36,6 +36,10 @@ class Predictor(RunPredictor):
     def __init__(self, run, manifest, net, device):
         super().__init__(run, manifest, net, device)
         self.tasks, self.drawer = {"class": ("softmax", tuple(manifest["classes"]))}, _drawer(run, manifest, device)
+
+    def test_inputs(self) -> list[Path]:
+        root = data_root(self.run)
+        return spread([root / image for image in few(read_folders(root)[1], self.run["n_val"]).images])
 
     @torch.no_grad()
     def look(self, item: str | Path, watch=None) -> Look:

@@ -16,14 +16,18 @@ from ..ips.device import numerics
 from ..ips.streaming import select_stream
 from .dataset import scaled
 from .photographs import CLASSES
+from .training import load
 from ..train.kept import cell_boxes
-from ..train.predict import Look, RunPredictor, in_boxes
+from ..train.predict import Look, RunPredictor, in_boxes, spread
 
 # %% ../../nbs/signs/predict.ipynb #55707c77
 class Predictor(RunPredictor):
     "A run on traffic signs; see [train/predict](../train/predict.ipynb)."
 
     tasks = {"sign": ("softmax", CLASSES)}
+
+    def test_inputs(self) -> list[Path]:
+        return spread(load(self.run).test.signs.files)
 
     @torch.no_grad()
     def look(self, item: str | Path, watch=None) -> Look:

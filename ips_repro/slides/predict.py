@@ -15,13 +15,14 @@ import torch
 from ..base.core import printable
 from ..base.images import list_images
 from ..base.items import Unusable, attempted
-from ..base.whole_slides import SUFFIXES, open_slide, pixel_size, slide_thumbnail, slides_in
+from ..base.whole_slides import SUFFIXES, open_slide, pixel_size, slide_part, slide_thumbnail, slides_in
 from ..ips.streaming import predict_stream
 from .bags import HOW, slide_names, slide_picture, unlabelled_bag
 from .feature_files import ENDINGS
 from .features import Extractor
+from .sets import made_slides, run_bags
 from .tiles import enlarged, read_tiles, tissue_of
-from ..train.predict import Look, RunPredictor, in_boxes
+from ..train.predict import Look, RunPredictor, in_boxes, spread
 
 # %% ../../nbs/slides/predict.ipynb #1770c417
 class Encoded(NamedTuple):
@@ -135,6 +136,14 @@ class Predictor(RunPredictor):
         "The slides of HDF5 files of features, and whole slides, in a folder, a CSV or alone."
         return [item for file in _files(Path(source)) for item in _inside(file)]
 
+    def test_inputs(self) -> list:
+        "Slides that are made here, whole; of others their features."
+        run = self.run
+        if run["data"] == "made":
+            made = made_slides(run["side"], run["n_train"], run["n_test"], run["tumour_share"])
+            return spread([path for path in slides_in(made) if path.name.startswith("test_")])
+        return spread([Encoded(bag.path, bag.name) for bag in run_bags(run, self.device)[0] if bag.part == "test"])
+
     def _bag(self, item):  # and a note
         if isinstance(item, Encoded):
             bag = unlabelled_bag(*item)
@@ -170,3 +179,12 @@ class Predictor(RunPredictor):
         small = slide_thumbnail(item, side)
         with open_slide(item) as slide:
             return small, small.shape[1] / slide.dimensions[0]
+
+    def pixels(self, item, box: tuple, side: int | None = None) -> np.ndarray:
+        "From the smallest level that is large enough; of a file of features, from its small picture."
+        if not isinstance(item, Encoded):
+            with open_slide(item) as slide:
+                return slide_part(slide, box, side)
+        small, scale = slide_picture(unlabelled_bag(*item))
+        x, y, w, h = (round(v * scale) for v in box)
+        return small[max(0, y) : y + max(1, h), max(0, x) : x + max(1, w)]
