@@ -12,7 +12,7 @@ function render({ model, el }) {
   el.classList.add("ips-patch-view");
   const svg = add(el, "svg");
   const picture = add(svg, "image", { preserveAspectRatio: "none" });
-  const marks = add(svg, "g");
+  const marks = add(svg, "g"), outline = add(svg, "rect", { class: "chosen", "vector-effect": "non-scaling-stroke" });
   const label = el.appendChild(document.createElement("div"));
   let url = null, pressed = null, moved = false;
 
@@ -23,6 +23,7 @@ function render({ model, el }) {
     svg.setAttribute("viewBox", `${x} ${y} ${width} ${height}`);
     svg.setAttribute("width", model.get("width"));
     svg.setAttribute("height", Math.round((model.get("width") * height) / width));
+    picture.style.imageRendering = model.get("sharp") ? "pixelated" : "auto";
     if (old) URL.revokeObjectURL(old);
   }
 
@@ -41,8 +42,8 @@ function render({ model, el }) {
   }
 
   function showChosen() {
-    for (const rect of marks.children)
-      rect.classList.toggle("chosen", Number(rect.dataset.place) === model.get("chosen"));
+    const { x = 0, y = 0, w = 0, h = 0 } = model.get("boxes")[model.get("chosen")] || {};
+    for (const [key, value] of Object.entries({ x, y, width: w, height: h })) outline.setAttribute(key, value);
   }
 
   const place = (event) => new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
@@ -64,9 +65,9 @@ function render({ model, el }) {
     const { left, top } = el.getBoundingClientRect();
     label.style.left = `${event.clientX - left + 14}px`;
     label.style.top = `${event.clientY - top + 14}px`;
-    const [x, y, w, h] = model.get("frame"), at = place(event);
-    moved = moved || (pressed && Math.hypot(at.x - pressed.x, at.y - pressed.y) > w / 100);
-    if (moved && model.get("zooms")) picture.parentNode.style.cursor = "grabbing";
+    const at = place(event);
+    moved = moved || (pressed && Math.hypot(at.x - pressed.x, at.y - pressed.y) > model.get("frame")[2] / 100);
+    if (moved && model.get("zooms")) svg.style.cursor = "grabbing";
   };
   svg.onpointerup = (event) => {
     const [x, y, w, h] = model.get("frame"), at = place(event), rect = event.target.closest("rect");
@@ -77,8 +78,10 @@ function render({ model, el }) {
     moved = false;
   };
   svg.ondblclick = (event) => zoom(event, 0.5);
-  svg.addEventListener("wheel", (event) => { if (event.ctrlKey || event.metaKey) zoom(event, event.deltaY < 0 ? 0.8 : 1.25); },
-    { passive: false });
+  function wheel(event) {
+    if (event.ctrlKey || event.metaKey) zoom(event, event.deltaY < 0 ? 0.8 : 1.25);
+  }
+  svg.addEventListener("wheel", wheel, { passive: false });
 
   model.on("change:picture", showPicture);
   model.on("change:boxes", showBoxes);

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from ..base.core import printable, sha256, sigterm_interrupts, write_atomic, write_csv, write_json
-from ..base.images import image_notes, image_part, image_size, list_images, thumbnail
+from ..base.images import image_notes, image_part, image_size, list_images
 from ..base.items import attempted, one_line
 from ..base.params import ParameterError
 from ..ips.weights import check_kind, load_weights
@@ -100,8 +100,9 @@ class RunPredictor:
 
     def picture(self, item, side: int = 1024) -> tuple[np.ndarray, float] | None:  # uint8 (h, w, 3), its scale
         "A small picture of an input, and how many of its pixels are one of the input's; None if there is none."
-        picture = thumbnail(item, side)
-        return picture, picture.shape[1] / image_size(item)[1]
+        height, width = image_size(item)
+        picture = image_part(item, (0, 0, width, height), side)
+        return picture, picture.shape[1] / width
 
     def pixels(self, item, box: tuple, side: int | None = None) -> np.ndarray:  # uint8 (h, w, 3)
         "A rectangle x, y, w, h of an input as it stands in its file, scaled down to at most `side` pixels if given."
