@@ -42,7 +42,8 @@ class Predictor(RunPredictor):
     def test_inputs(self) -> list[Path]:
         "The first test canvases, painted again as files."
         canvases = test_canvases(self.run)
-        folder = cached("canvases", parameters_hash({k: self.run[k] for k in DATA})[:12])
+        name = f"canvases_{self.run['canvas']}px_{parameters_hash({k: self.run[k] for k in DATA})[:8]}"
+        folder = cached(name)
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"test_canvas_{i}.png" for i in range(min(EXAMPLES, self.run["n_test"]))]
         for i, path in enumerate(paths):

@@ -242,8 +242,11 @@ def explore(
     gif: str | Path | None = None,  # where to write all steps as an animation, too
 ) -> Explorer:
     "A run and an image, to be looked at step by step and patch by patch. What goes wrong is shown as a sentence."
-    found = [(label, folder) for label, folder in found_runs() if run is None or folder != Path(run).resolve()]
-    explorer = Explorer([(str(run), Path(run).resolve()), *found] if run else found, choose(device, "paper")[0])
+    found = {folder: label for label, folder in found_runs()}
+    if run is not None:
+        first = Path(run).resolve()
+        found = {first: found.get(first, str(run))} | found
+    explorer = Explorer([(label, folder) for folder, label in found.items()], choose(device, "paper")[0])
     if not explorer.runs.options:
         make = "ips-repro run nbs/17_own_images.ipynb -p scale smoke"
         explorer.say(f"There is no finished run below results/; `{make}` makes one in seconds.", wrong=True)

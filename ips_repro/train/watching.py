@@ -86,9 +86,9 @@ def watched(
 
 
 def in_words(predictor: RunPredictor, look: Look) -> str:
-    "The answer of a network, each task with its own."
-    row = answers(predictor.tasks, look.probs)
-    return ", ".join(f"{task} {row[task]}" for task in predictor.tasks)
+    "The answer of a network; of several tasks each with its name."
+    row, tasks = answers(predictor.tasks, look.probs), predictor.tasks
+    return ", ".join(f"{task} {row[task]}" if len(tasks) > 1 else str(row[task]) for task in tasks)
 
 # %% ../../nbs/train/watching.ipynb #dce0553d
 _MARGIN, _LINE = 12, 26  # pixels around things, and for a line of text
