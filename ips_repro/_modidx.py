@@ -138,6 +138,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                        'ips_repro.base.params.ParameterError': ( 'base/params.html#parametererror',
                                                                                  'ips_repro/base/params.py'),
                                        'ips_repro.base.params._declared': ('base/params.html#_declared', 'ips_repro/base/params.py'),
+                                       'ips_repro.base.params._is_missing': ('base/params.html#_is_missing', 'ips_repro/base/params.py'),
                                        'ips_repro.base.params._is_truth': ('base/params.html#_is_truth', 'ips_repro/base/params.py'),
                                        'ips_repro.base.params._items': ('base/params.html#_items', 'ips_repro/base/params.py'),
                                        'ips_repro.base.params._kind': ('base/params.html#_kind', 'ips_repro/base/params.py'),

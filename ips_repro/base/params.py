@@ -87,6 +87,12 @@ def _items(value):  # of a list
     return text.split(",")
 
 
+def _is_missing(value, kind):  # None itself; of words `none` may be one, as in `-p strategy none`
+    text = value.strip() if isinstance(value, str) else value
+    of_words = kind in ("str", "list[str]")
+    return text in (None, "None") or (not of_words and str(text).lower() in ("none", "null"))
+
+
 def convert(
     name: str,  # the parameter, for the message
     kind: str,  # e.g. "int", "list[float]", "Optional[int]"
@@ -94,8 +100,7 @@ def convert(
 ):
     "Return `value` as `kind`. Raises `ParameterError` with the parameter, the value and what was expected."
     if m := re.fullmatch(r"Optional\[(.+)\]", kind):
-        missing = value is None or (isinstance(value, str) and value.strip().lower() in ("none", "null"))
-        return None if missing else convert(name, m[1], value)
+        return None if _is_missing(value, m[1]) else convert(name, m[1], value)
     if m := re.fullmatch(r"list\[(.+)\]", kind):
         items = _items(value)
         if not items:
