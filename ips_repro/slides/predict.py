@@ -116,6 +116,18 @@ def _names(file):
     return slide_names(file)
 
 
+def _tested(run, device):  # the slides of a run's test
+    if run["data"] == "made":
+        made = made_slides(run["side"], run["n_train"], run["n_test"], run["tumour_share"])
+        return [path for path in slides_in(made) if path.name.startswith("test_")]
+    return [Encoded(bag.path, bag.name) for bag in run_bags(run, device)[0] if bag.part == "test"]
+
+
+def _part(small, scale, box):  # of a small picture
+    x, y, w, h = (round(v * scale) for v in box)
+    return small[max(0, y) : y + max(1, h), max(0, x) : x + max(1, w)]
+
+
 def _box(bag, pos, score):  # without a place where the file does not say how wide its grid is
     x, y = bag.corner(pos)
     side = bag.tile or ""
@@ -138,11 +150,7 @@ class Predictor(RunPredictor):
 
     def test_inputs(self) -> list:
         "Slides that are made here, whole; of others their features."
-        run = self.run
-        if run["data"] == "made":
-            made = made_slides(run["side"], run["n_train"], run["n_test"], run["tumour_share"])
-            return spread([path for path in slides_in(made) if path.name.startswith("test_")])
-        return spread([Encoded(bag.path, bag.name) for bag in run_bags(run, self.device)[0] if bag.part == "test"])
+        return spread(_tested(self.run, self.device))
 
     def _bag(self, item):  # and a note
         if isinstance(item, Encoded):
@@ -169,11 +177,10 @@ class Predictor(RunPredictor):
         found = boxes(kept.selection.index[0].tolist(), kept.selection.score[0].tolist())
         return Look({"tumour": np.array([1 - p, p])}, found, bag.n, *size, note)
 
-    def notes(self, item) -> list[str]:
+    def notes(self, item):
         return []  # slides are not read as images are
 
     def picture(self, item, side: int = 1024):
-        "The thumbnail of a slide, where there is one."
         if isinstance(item, Encoded):
             return slide_picture(unlabelled_bag(*item))
         small = slide_thumbnail(item, side)
@@ -182,9 +189,7 @@ class Predictor(RunPredictor):
 
     def pixels(self, item, box: tuple, side: int | None = None) -> np.ndarray:
         "From the smallest level that is large enough; of a file of features, from its small picture."
-        if not isinstance(item, Encoded):
-            with open_slide(item) as slide:
-                return slide_part(slide, box, side)
-        small, scale = slide_picture(unlabelled_bag(*item))
-        x, y, w, h = (round(v * scale) for v in box)
-        return small[max(0, y) : y + max(1, h), max(0, x) : x + max(1, w)]
+        if isinstance(item, Encoded):
+            return _part(*slide_picture(unlabelled_bag(*item)), box)
+        with open_slide(item) as slide:
+            return slide_part(slide, box, side)

@@ -67,7 +67,7 @@ def _row(kind, description, **more):
 def _button(words, icon):
     return widgets.Button(description=words, icon=icon, layout=widgets.Layout(width="96px"))
 
-
+# %% ../../nbs/train/explorer.ipynb #b3f9e484
 class _Screen(widgets.VBox):  # the widgets, without what they do
     def __init__(self):
         self.runs, self.images = _row(widgets.Dropdown, "run"), _row(widgets.Dropdown, "image")
@@ -167,8 +167,7 @@ class _Reader(_Screen):  # what the upper three rows do
     def open_steps(self):
         "Show the last step, with the whole input."
         n, self.frame = len(self.seen.steps), self.seen.whole
-        self.changing = True
-        self.play.min, self.step.min = 1, 1
+        self.changing, self.play.min = True, 1
         self.play.max = self.step.max = n
         self.play.value = self.step.value = n
         self.changing = False

@@ -60,7 +60,7 @@ def followed(
 def _joined(steps):  # what arrived in several steps, and what was kept after the last
     return Step([box for step in steps for box in step.arrived], steps[-1].kept)
 
-
+# %% ../../nbs/train/watching.ipynb #8ed8212c
 class Watched(NamedTuple):
     "An input, and what a network did with it."
 
@@ -79,10 +79,16 @@ def watched(
 ) -> Watched:
     "Follow a network through an input. `ValueError` if it has no picture, or does not say where its patches lie."
     steps, look = followed(predictor, item)
-    seen, detail = (predictor.picture(item, pixels) for pixels in (side, _DETAIL))
+    seen, detail = (_enlarged(predictor.picture(item, pixels), side) for pixels in (side, _DETAIL))
     if seen is None or not look.boxes or "" in (look.boxes[0]["x"], look.boxes[0]["w"]):
         raise ValueError(f"{printable(str(item))} has no picture in which its patches could be shown")
     return Watched(*seen, detail, steps, look, in_words(predictor, look))
+
+
+def _enlarged(seen, side):  # a small picture, whole times as large
+    if seen is None or (times := side // max(seen[0].shape)) < 2:
+        return seen
+    return seen[0].repeat(times, 0).repeat(times, 1), seen[1] * times
 
 
 def in_words(predictor: RunPredictor, look: Look) -> str:
@@ -130,6 +136,13 @@ def _memory(seen, kept, height, columns=4):  # the kept patches, best first, as 
     return panel
 
 # %% ../../nbs/train/watching.ipynb #2eb04884
+_TEXT = 330  # pixels that a line of text takes
+
+
+def _at_least(picture, width):  # white on its right
+    return np.pad(picture, ((0, 0), (0, max(0, width - picture.shape[1])), (0, 0)), constant_values=255)
+
+
 def _frame(w, number, read):  # uint8 (h, w, 3)
     step = w.steps[number]
     left = framed(read_so_far((w.picture, w.scale), read), w.scale, step.kept)
@@ -137,8 +150,9 @@ def _frame(w, number, read):  # uint8 (h, w, 3)
         start, end = (b["x"], b["y"]), (b["x"] + b["w"], b["y"] + b["h"])
         corners = (tuple(round(v * w.scale) for v in corner) for corner in (start, end))
         cv2.rectangle(left, *corners, _ARRIVING, 1)
+    left = _at_least(left, _TEXT)
     gap = np.full((len(left), _MARGIN, 3), 255, np.uint8)
-    both = np.concatenate([left, gap, _memory(w.detail, step.kept, len(left))], 1)
+    both = np.concatenate([left, gap, _at_least(_memory(w.detail, step.kept, len(left)), _TEXT)], 1)
     page = Image.new("RGB", (both.shape[1] + 2 * _MARGIN, len(both) + 2 * _MARGIN + 2 * _LINE), "white")
     page.paste(Image.fromarray(both), (_MARGIN, _MARGIN + _LINE))
     draw, last = ImageDraw.Draw(page), number == len(w.steps) - 1
