@@ -13,9 +13,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from ..base.core import read_json, results_dirs
+from ..base.core import read_json
 from .scaling import AXES, SWEEPS
 from ..runs.status import state
+from ..runs.tables import last_finished
 
 # %% ../../nbs/bench/figures.ipynb #cffe3bbc
 MEASURES = {
@@ -177,9 +178,7 @@ def draw_benchmarks(folder: str | Path) -> dict:  # name -> matplotlib figure
 
 def measured_last(scale: str) -> Path | None:
     "The `device_folder` whose measurement ended last, or None."
-    found = [p for place in results_dirs(scale) for p in (place / "Benchmarks").glob("*/stages")]
-    done = [p for p in found if state(p) == "ok"]
-    last = max(done, key=lambda p: read_json(p / "manifest.json")["ended"], default=None)
+    last = last_finished("Benchmarks/*/stages", scale)
     return last and last.parent
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from ..base.core import check_writable, out_root, printable, project_root, write_json
 from ..base.limits import forced
 from ..base.params import ParameterError
+from ..book.command import about_book
 from .doctor import cmd_doctor
 from .request import check_request, find_notebook, parameter_help
 from ips_repro.cli.sweep_commands import (
@@ -266,7 +267,7 @@ def parser() -> argparse.ArgumentParser:
         "3 the run is being worked on by another process, 130 interrupted.",
     )
     sub = top.add_subparsers(dest="command", required=True)
-    for add in (_about_run, _about_plans, _about_results, _about_test, _about_bench, _about_finished_runs):
+    for add in (_about_run, _about_plans, _about_results, _about_test, _about_bench, _about_finished_runs, about_book):
         add(sub)
     sub.add_parser("doctor", help="is this installation sound?").set_defaults(do=cmd_doctor)
     return top

@@ -30,7 +30,8 @@ def check_request(
         _check_devices(experiment, everything, devices())
     if experiment:
         runs = experiment_runs(experiment, everything, _scale_here(everything))
-        check_memory(runs, float("inf") if _on_gpu(everything.get("device", "auto")) else None)
+        if everything.get("train", True):
+            check_memory(runs, float("inf") if _on_gpu(everything.get("device", "auto")) else None)
         return given
     check_values(everything)
     if {"o2i", "canvas", "patch_size"} <= set(everything):

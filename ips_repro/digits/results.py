@@ -121,6 +121,8 @@ def score_table(experiment: str, scales: tuple = ("paper", "quick")) -> pd.DataF
     def cell(a):
         return f"{a.mean():.3f}" if len(a) == 1 else f"{a.mean():.3f} ± {a.std():.3f} (n = {len(a)})"
 
+    if not len(long):
+        return pd.DataFrame(columns=list(TASK_NAMES))  # neither published nor trained here
     groups = long.groupby([*dict.fromkeys([f.x, f.hue, "source"]), "task"], sort=True)
     return groups.accuracy.agg(cell).unstack("task")[list(TASK_NAMES)].fillna("")
 

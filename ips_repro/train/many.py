@@ -21,6 +21,7 @@ from ..runs.reuse import copied, experiment_facts
 from ..runs.run import Run, experiment_runs, reduction_text
 from ..runs.speed import remember
 from ..runs.status import check_free, state
+from ..runs.tables import Runs, found_runs
 from .checkpoint import check_room
 from .distributed import check_devices, train_together
 from .session import choose, train_into
@@ -231,20 +232,23 @@ def train_all(runs: list[Run], device: str, redo: bool = False, memory_gib: floa
             print(f"finished meanwhile by another process: {e}", flush=True)
 
 # %% ../../nbs/train/many.ipynb #3a809cbc
-_OF_NOTEBOOKS = ("scale", "device", "redo", "memory_gib")  # what they ask besides the parameters of a run
+_OF_NOTEBOOKS = ("scale", "device", "redo", "memory_gib", "train")  # what they ask besides the parameters of a run
 
 
 def run_experiment(
     name: str,  # of an experiment, e.g. "O2I_datasize"
     namespace: dict,  # the notebook's globals(), with its parameters
-) -> list[Run]:  # finished
+) -> Runs:  # finished
     """What an experiment notebook does.
 
-    It reads its parameters, decides about device and scale, and trains what is not done yet."""
+    It reads its parameters, decides about device and scale, and trains what is not done yet. With `train=False` it
+    trains nothing and lists what is missing, see `found_runs`."""
     e = experiment(name)
     asked = read_parameters(namespace, (*_OF_NOTEBOOKS, *e.asks, *e.family.defaults))
     if missing := [p for p in _OF_NOTEBOOKS[:3] if p not in asked]:
         raise ParameterError(f"{missing[0]}: the parameters cell does not declare it")
+    if not asked.get("train", True):
+        return found_runs(e, asked)
     device, scale = choose(asked["device"], asked["scale"])
     experiment_runs(e, asked, scale)  # what cannot be is refused before data are looked for
     runs = experiment_runs(e, asked | e.family.substitutes(scale, asked), scale)
@@ -252,4 +256,4 @@ def run_experiment(
     left = [r.folder for r in runs if r.why_not_done() is not None]
     if left:
         raise RuntimeError(f"asked for, but not finished: {', '.join(map(str, left))}")
-    return runs
+    return Runs(runs, scale)
