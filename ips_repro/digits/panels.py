@@ -99,7 +99,7 @@ def _label_axis(ax, ticks, names, log_x):
 def _readable(ticks):  # without labels that would overlap on a logarithmic axis
     return [t for i, t in enumerate(ticks) if not i or t > 1.5 * ticks[i - 1]]
 
-
+# %% ../../nbs/digits/panels.ipynb #05a14332
 def accuracy_panels(
     long: pd.DataFrame,  # from `long_table`
     x: str,  # column of the horizontal axis: numbers, or names, which are placed side by side
