@@ -147,7 +147,8 @@ def _place(name, given, known, there):  # one of `known`, or the absolute path o
         return given
     path = absolute_path(name, given)
     if not there(path):
-        raise ParameterError(f"{name}: {given!r} is not {' or '.join(known)}, and there is no {path}")
+        what = "folder" if there is Path.is_dir else "file"
+        raise ParameterError(f"{name}: {given!r} is not {' or '.join(known)}, and there is no {what} {path}")
     return str(path)
 
 

@@ -160,6 +160,8 @@ class Predictor(RunPredictor):
             return bag, _told_apart(bag.how, self.encoding)
         if item.suffix.lower() in ENDINGS:
             raise ValueError(f"{item} holds no slides: {len(_names(item))} groups")  # or it cannot be read
+        if not item.exists():
+            raise ValueError(f"there is no file {item}")
         if self.extractor is None:
             self.extractor = extractor_of(self.encoding, self.device)
         slide = SlideTiles(item, self.extractor)
