@@ -137,6 +137,11 @@ def cmd_predict(args) -> int:
     except Held as e:
         print(f"ips-repro: {e}", file=sys.stderr)
         return 3
+    except OSError as e:  # of the output; what an input raises is its row
+        if not (args.output and e.filename):
+            raise
+        print(f"ips-repro: {e}; make room there, or give another folder with -o", file=sys.stderr)
+        return 1
     say(f"{len(rows) - errors} images predicted, {errors} could not be read: {out}/predictions.csv")
     return 1 if errors and not args.skip_errors else 0
 
