@@ -124,7 +124,8 @@ def score_table(experiment: str, scales: tuple = ("paper", "quick")) -> pd.DataF
     if not len(long):
         return pd.DataFrame(columns=list(TASK_NAMES))  # neither published nor trained here
     groups = long.groupby([*dict.fromkeys([f.x, f.hue, "source"]), "task"], sort=True)
-    return groups.accuracy.agg(cell).unstack("task")[list(TASK_NAMES)].fillna("")
+    table = groups.accuracy.agg(cell).unstack("task")[list(TASK_NAMES)].fillna("")
+    return table.rename(index=lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)  # 16, not 16.0
 
 # %% ../../nbs/digits/results.ipynb #a6588b97
 def _measures():  # column of `read_runs` -> title of its panel
