@@ -2628,6 +2628,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                   'ips_repro/train/watching.py'),
                                           'ips_repro.train.watching._enlarged': ( 'train/watching.html#_enlarged',
                                                                                   'ips_repro/train/watching.py'),
+                                          'ips_repro.train.watching._few_colours': ( 'train/watching.html#_few_colours',
+                                                                                     'ips_repro/train/watching.py'),
                                           'ips_repro.train.watching._font': ('train/watching.html#_font', 'ips_repro/train/watching.py'),
                                           'ips_repro.train.watching._frame': ('train/watching.html#_frame', 'ips_repro/train/watching.py'),
                                           'ips_repro.train.watching._joined': ( 'train/watching.html#_joined',

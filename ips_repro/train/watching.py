@@ -178,6 +178,10 @@ def frames(
     return pages
 
 # %% ../../nbs/train/watching.ipynb #88ee1d85
+def _few_colours(page):  # 256 that cover all there are, so that a red screw on a blue floor stays red
+    return Image.fromarray(page).quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+
+
 def write_gif(
     path: str | Path,
     pages: list[np.ndarray],  # from `frames`
@@ -185,7 +189,7 @@ def write_gif(
     last_s: float = 3.0,  # for the last, which has the answer
 ) -> Path:
     "Write an animation that repeats."
-    images = [Image.fromarray(page).quantize(64, dither=Image.Dither.NONE) for page in pages]
+    images = [_few_colours(page) for page in pages]
     times = [round(1000 * seconds)] * (len(images) - 1) + [round(1000 * last_s)]
     with io.BytesIO() as file:
         images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=times, loop=0, optimize=True)
@@ -194,7 +198,7 @@ def write_gif(
 
 def _png(page):
     with io.BytesIO() as file:
-        Image.fromarray(page).quantize(64, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        _few_colours(page).save(file, "PNG", optimize=True)
         return base64.b64encode(file.getvalue()).decode()
 
 
