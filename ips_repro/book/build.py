@@ -32,6 +32,7 @@ html_theme = "furo"
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sourcelink = False
+html_show_search_summary = False  # a browser lets no page that was opened from a disk read others
 html_show_copyright = False
 html_static_path = ["style"]
 html_css_files = ["book.css"]
@@ -40,7 +41,7 @@ python_maximum_signature_line_length = 90
 suppress_warnings = ["misc.highlighting_failure"]
 """
 _STYLE = """
-.content { width: 60em; }
+@media (min-width: 83em) { .content { width: clamp(46em, 100vw - 38em, 60em); } }
 .highlight pre, .cell_output pre { font-size: 12px; }
 table.docutils, table.dataframe { margin-left: 0; font-size: 85%; }
 .cell_output { overflow-x: auto; }

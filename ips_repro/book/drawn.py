@@ -18,7 +18,7 @@ import nbformat
 
 from ..base.core import out_root, project_root, results_dirs, write_atomic
 from ..base.download import cached
-from .executed import execute, is_drawn, is_shown, scratch
+from .executed import LEFT_OUT, execute, is_drawn, is_shown, scratch
 from ..digits.figures import FIGURES
 from ..runs.status import OUTPUTS
 
@@ -43,7 +43,7 @@ def read_by(code: str, results: Path, files: list[Path]) -> list[Path]:
     for path in files:
         inside = path.relative_to(results).parts
         inside = inside[1:] if inside[0] in _PLACES else inside
-        if len(inside) > 1 and inside[0] in words and path.name in _READ:
+        if inside[0] in words - set(LEFT_OUT) and path.name in _READ:
             found.append(path)
     return sorted(found)
 
@@ -77,7 +77,8 @@ def _key(path, root):  # of a notebook executed with this code and these results
     read = drawn_from(path, root, places=results_dirs("paper"))[:32] if is_drawn(path) else ""
     digest = hashlib.sha256(Path(path).read_bytes())
     for module in sorted((root / "ips_repro").rglob("*.py")):
-        digest.update(module.read_bytes())
+        if module.parent.name != "book" or module.stem == "executed":  # how pages are made changes no output
+            digest.update(module.read_bytes())
     return digest.hexdigest()[:32] + read
 
 
