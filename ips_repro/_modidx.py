@@ -2130,6 +2130,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                           'ips_repro.slides.predict.SlideTiles.note': ( 'slides/predict.html#slidetiles.note',
                                                                                         'ips_repro/slides/predict.py'),
                                           'ips_repro.slides.predict._box': ('slides/predict.html#_box', 'ips_repro/slides/predict.py'),
+                                          'ips_repro.slides.predict._features_of': ( 'slides/predict.html#_features_of',
+                                                                                     'ips_repro/slides/predict.py'),
                                           'ips_repro.slides.predict._files': ('slides/predict.html#_files', 'ips_repro/slides/predict.py'),
                                           'ips_repro.slides.predict._inside': ( 'slides/predict.html#_inside',
                                                                                 'ips_repro/slides/predict.py'),

@@ -94,6 +94,13 @@ def _told_apart(theirs: dict, ours: dict | None) -> str:
         return "whether tiles are as large as those of the run is not known: not all say how large pixels are"
     return ""
 
+
+def _features_of(item, wanted):  # a bag; `wanted`: how many features a tile of the run has
+    bag = unlabelled_bag(*item)
+    if bag.F != wanted:
+        raise ValueError(f"its features have length {bag.F}, those of the run {wanted}")
+    return bag
+
 # %% ../../nbs/slides/predict.ipynb #804c8db7
 def _files(source):
     if source.is_dir():
@@ -154,9 +161,7 @@ class Predictor(RunPredictor):
 
     def _bag(self, item):  # and a note
         if isinstance(item, Encoded):
-            bag = unlabelled_bag(*item)
-            if bag.F != (wanted := self.manifest["n_features"]):
-                raise ValueError(f"its features have length {bag.F}, those of the run {wanted}")
+            bag = _features_of(item, self.manifest["n_features"])
             return bag, _told_apart(bag.how, self.encoding)
         if item.suffix.lower() in ENDINGS:
             raise ValueError(f"{item} holds no slides: {len(_names(item))} groups")  # or it cannot be read
