@@ -25,11 +25,12 @@ def claims() -> pd.DataFrame:  # one row per claim
     """What is claimed, by whom, what should happen to which score, and the settings to look at.
 
     The settings at quick scale (`quick_from`, `quick_to`, `quick_at`), the `seeds` on each side and the planned
-    `margin` are those of the file that fixed the scale of the claim's family."""
+    `margin` are those of the file that fixed the scale of the claim's family; a claim that is not in it has none."""
     table = pd.read_csv(files("ips_repro") / "data" / "claims.csv", keep_default_na=False)
     names = {"from": "quick_from", "to": "quick_to", "at": "quick_at"}
     fixed = pd.DataFrame([claim for family in FIXED for claim in quick_scale(family).claims]).rename(columns=names)
-    return table.merge(fixed, "left", ["experiment", "claim"], validate="one_to_one")
+    planned = table.merge(fixed, "left", ["experiment", "claim"], validate="one_to_one")
+    return planned.fillna(dict.fromkeys(names.values(), "") | {"seeds": 0, "margin": 0.0})
 
 
 def _tasks(table):
@@ -129,7 +130,7 @@ def our_evidence(claim) -> Evidence | None:  # a row of `claims`
     The first of these places that has both settings counts: paper scale on the papers' own data, paper scale on other
     data, quick scale."""
     family = experiments()[claim.experiment].family
-    places = [("quick", {}, (claim.quick_from, claim.quick_to, claim.quick_at))]
+    places = [("quick", {}, (claim.quick_from, claim.quick_to, claim.quick_at))] if claim.seeds else []
     if claim.published_in:
         as_published = claim.published_from, claim.published_to, claim.published_at
         data = [family.published, {}] if family.published else [{}]
