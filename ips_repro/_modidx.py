@@ -1812,6 +1812,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'ips_repro.runs.tables': { 'ips_repro.runs.tables.NothingToShow': ( 'runs/tables.html#nothingtoshow',
                                                                                 'ips_repro/runs/tables.py'),
                                        'ips_repro.runs.tables.Runs': ('runs/tables.html#runs', 'ips_repro/runs/tables.py'),
+                                       'ips_repro.runs.tables.Runs.__getitem__': ( 'runs/tables.html#runs.__getitem__',
+                                                                                   'ips_repro/runs/tables.py'),
                                        'ips_repro.runs.tables.Runs.__init__': ( 'runs/tables.html#runs.__init__',
                                                                                 'ips_repro/runs/tables.py'),
                                        'ips_repro.runs.tables._missing_text': ( 'runs/tables.html#_missing_text',

@@ -161,6 +161,10 @@ def draw(experiment: str, scale: str = "paper") -> dict:  # name of the file -> 
     """All figures of an experiment: from paper and quick runs, or for `smoke` from those alone.
 
     `ValueError` for an unknown experiment."""
+    if experiment == "First_Look":
+        from ips_repro.digits.first_look import draw_first_look  # which paints a canvas, and needs torch
+
+        return draw_first_look(experiment, scale)
     if experiment not in FIGURES:
         raise ValueError(f"experiment: {experiment!r} is none of {', '.join(FIGURES)}")
     scales = shown_scales(scale)

@@ -109,6 +109,11 @@ class Runs(list):
         super().__init__(runs)
         self.scale = scale
 
+    def __getitem__(self, which):  # of none at all there is no first, which a notebook then says
+        if not self:
+            raise NothingToShow("No finished run to show.")
+        return super().__getitem__(which)
+
 
 def _missing_text(e, scale, runs, missing):  # one line for each setting
     text = f"{e.name}: {len(runs) - len(missing)} of {len(runs)} runs at {scale} scale are finished"
