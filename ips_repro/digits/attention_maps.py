@@ -6,6 +6,7 @@
 __all__ = ['kept_patches', 'test_canvases', 'one_for_each', 'mapped_runs', 'draw_map', 'attention_maps', 'draw_maps']
 
 # %% ../../nbs/digits/attention_maps.ipynb #3b9df854
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -94,7 +95,7 @@ def attention_maps(
     bar = fig.colorbar(plt.cm.ScalarMappable(cmap="plasma"), ax=list(axes.values()), shrink=0.7, pad=0.01)
     bar.set_label("attention (largest = 1)")
     title = "Kept patches (coloured) and true digits (green) of a test canvas; below, its digits enlarged"
-    fig.suptitle(title, fontweight="bold", x=0.01, ha="left")
+    fig.suptitle(textwrap.fill(title, 40 * len(runs)), fontweight="bold", x=0.01, ha="left")
     return fig
 
 
