@@ -74,6 +74,7 @@ EXPERIMENTS |= _by_name(
                     canvas=500,
                     patch_size=20,
                     n_noise=6,
+                    M=16,
                     I=64,
                     n_train=2000,
                     n_test=200,
