@@ -40,17 +40,20 @@ def _draw_kept(fig, place, canvas, kept, rows=3, columns=4):  # the first patche
             ax.set_title("Most attended first", fontsize=9, loc="left")
 
 # %% ../../nbs/digits/first_look.ipynb #d4d274fa
-def first_look(run: pd.Series):  # matplotlib figure; a row of `read_runs`
+def first_look(
+    run: pd.Series,  # a row of `read_runs`
+    image: int = 3,  # which of the four test canvases of which runs record the patches
+):  # matplotlib figure
     "What one run has learnt: learning curves, a test canvas with its kept patches, and the most attended of them."
-    canvases, kept = test_canvases(run), kept_patches(run.folder)
+    canvases, kept = test_canvases(run), kept_patches(run.folder, image)
     with sns.axes_style("whitegrid"):
         fig = plt.figure(figsize=(13, 4.4), layout="constrained")
         place = fig.add_gridspec(1, 3, width_ratios=[1.15, 1, 1])
         _draw_learning(fig.add_subplot(place[0]), run.folder, recorded_curve(run.folder))
     ax = fig.add_subplot(place[1])
-    draw_map(ax, run.folder)
+    draw_map(ax, run.folder, image)
     ax.set_title(f"Where it looks: {len(kept)} of {run.n_patches} patches")
-    _draw_kept(fig, place[2].subgridspec(3, 4), canvases.render(0), kept)
+    _draw_kept(fig, place[2].subgridspec(3, 4), canvases.render(image), kept)
     return titled(fig, "A first look: which digit occurs most, which is the largest, which lies highest?", _note(run))
 
 
