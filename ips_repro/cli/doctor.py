@@ -23,8 +23,8 @@ def _check_packages():
 
     for text in importlib.metadata.requires("ips_repro"):
         need = Requirement(text)
-        if need.marker and need.marker.evaluate({"extra": "book"}):
-            continue  # only those who build the book need it
+        if need.marker and not need.marker.evaluate({"extra": "dev"}):
+            continue  # of the extras `book` and `browser`, which only those need who build or test these
         try:
             have = importlib.metadata.version(need.name)
         except importlib.metadata.PackageNotFoundError:
