@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 
 from .core import printable
+from .file_kinds import file_kind
 
 # %% ../../nbs/base/image_kinds.ipynb #4fec9923
 _READ = {
@@ -24,7 +25,6 @@ _READ = {
     b"BM": "bmp",
 }
 _OTHERS = (  # how other files begin that are called like a picture, and what they are
-    (b"version https://git-lfs", "a Git LFS pointer, not the picture: `git lfs pull` in its repository fetches it"),
     (b"/annex/objects/", "a git-annex pointer, not the picture: `git annex get` in its repository fetches it"),
     (b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
     (b"\xff\x4f\xff\x51", "a JPEG 2000 picture"),
@@ -40,11 +40,6 @@ _OTHERS = (  # how other files begin that are called like a picture, and what th
     (b"ZISRAWFILE", "a CZI file of Zeiss"),
     (b"\xda\xce\xbe\x0a", "an ND2 file of Nikon"),
     (b"\0\5\x16\7", "what macOS writes beside a file, not the file"),
-    (b"%PDF", "a PDF"),
-    (b"PK", "a ZIP archive: unpack it first"),
-    (b"\x1f\x8b", "compressed (gzip): unpack it first"),
-    (b"\x89HDF", "an HDF5 file"),
-    (b"\x93NUMPY", "an array of NumPy"),
     (b"<", "text: a web page, an SVG or an error message (XML)"),
     (b"{", "text (JSON)"),
     (bytes(12), "a file that begins with zeros, as one does whose copy was interrupted"),
@@ -61,7 +56,10 @@ def what_else(first: bytes) -> str | None:  # the first 200 bytes of a file
     if first[:1] == b"P" and first[1:2] in b"1234567" and first[2:3].isspace():
         return "a portable bitmap (PNM)"
     text = first.removeprefix(b"\xef\xbb\xbf").lstrip()
-    return next((what for start, what in _OTHERS if first.startswith(start) or text.startswith(start)), None)
+    if first.startswith(tuple(_READ)):
+        return None
+    known = (what for start, what in _OTHERS if first.startswith(start) or text.startswith(start))
+    return next(known, None) or file_kind(first)
 
 
 def unreadable(path, why) -> ValueError:
