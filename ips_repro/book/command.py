@@ -23,14 +23,22 @@ def _destination(name):  # the folder to build in, which is empty, not there, or
     return to
 
 
+def _refreshed():  # exit code
+    from ips_repro.book.drawn import refresh
+
+    try:
+        for path in refresh():
+            print(f"drawn again: {path.relative_to(project_root())}")
+    except RuntimeError as e:
+        print(f"ips-repro: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def cmd_book(args) -> int:
     "Run `ips-repro book`: 1 if a notebook fails, a link is broken or Sphinx warns."
     if args.refresh:
-        from ips_repro.book.drawn import refresh
-
-        for path in refresh():
-            print(f"drawn again: {path.relative_to(project_root())}")
-        return 0
+        return _refreshed()
     to, start = _destination(args.output), time.perf_counter()
     try:
         import furo  # noqa: F401
