@@ -365,6 +365,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                       'ips_repro.book.build.sphinx': ('book/build.html#sphinx', 'ips_repro/book/build.py')},
             'ips_repro.book.command': { 'ips_repro.book.command._destination': ( 'book/command.html#_destination',
                                                                                  'ips_repro/book/command.py'),
+                                        'ips_repro.book.command._refreshed': ('book/command.html#_refreshed', 'ips_repro/book/command.py'),
                                         'ips_repro.book.command.about_book': ('book/command.html#about_book', 'ips_repro/book/command.py'),
                                         'ips_repro.book.command.cmd_book': ('book/command.html#cmd_book', 'ips_repro/book/command.py')},
             'ips_repro.book.drawn': { 'ips_repro.book.drawn._kept': ('book/drawn.html#_kept', 'ips_repro/book/drawn.py'),

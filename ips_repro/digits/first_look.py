@@ -21,7 +21,7 @@ from ..runs.tables import shown_scales
 _CHANCE = 0.1  # of guessing one of ten digits
 
 
-def _draw_learning(ax, folder, metrics):  # training dashed, test solid, a colour for each task
+def _draw_learning(ax, metrics):  # training dashed, test solid, a colour for each task
     for colour, task in zip(sns.color_palette("colorblind"), TASK_NAMES):
         ax.plot(metrics["train"].index, metrics["train"][task], "--", color=colour, linewidth=1)
         ax.plot(metrics["test"].index, metrics["test"][task], "o-", color=colour, markersize=3, label=task)
@@ -49,7 +49,7 @@ def first_look(
     with sns.axes_style("whitegrid"):
         fig = plt.figure(figsize=(13, 4.4), layout="constrained")
         place = fig.add_gridspec(1, 3, width_ratios=[1.15, 1, 1])
-        _draw_learning(fig.add_subplot(place[0]), run.folder, recorded_curve(run.folder))
+        _draw_learning(fig.add_subplot(place[0]), recorded_curve(run.folder))
     ax = fig.add_subplot(place[1])
     draw_map(ax, run.folder, image)
     ax.set_title(f"Where it looks: {len(kept)} of {run.n_patches} patches")
@@ -59,10 +59,9 @@ def first_look(
 
 def _note(run):
     reduced = ", ".join(reduction_text([run.reduced]))
-    text = (
-        "Dashed: training canvases. Solid: test canvases. Dotted: guessing. Green: the true digits, which the network"
-    )
-    return f"{text} is never told. A small task, not the paper's: {reduced}."
+    text = "Dashed: training canvases. Solid: test canvases. Dotted: guessing one of ten digits."
+    text += " Green: the true digits, which the network is never told."
+    return f"{text} A small task, not the paper's: {reduced}."
 
 
 def draw_first_look(name: str = "First_Look", scale: str = "paper") -> dict:  # name of the file -> matplotlib figure
