@@ -18,7 +18,7 @@ import traitlets
 
 from ..base.core import out_root
 from ..base.items import attempted, one_line
-from .exploration import Exploration, found_runs, inside, magnified, step_boxes
+from .exploration import Exploration, inside, magnified, runs_to_explore, step_boxes
 from .predict import load_run
 from .session import choose
 from .watching import one_input, write_gif
@@ -241,7 +241,7 @@ def explore(
     gif: str | Path | None = None,  # where to write all steps as an animation, too
 ) -> Explorer:
     "A run and an image, to be looked at step by step and patch by patch. What goes wrong is shown as a sentence."
-    found = {folder: label for label, folder in found_runs()}
+    found = {folder: label for label, folder in runs_to_explore()}
     if run is not None:
         first = Path(run).resolve()
         found = {first: found.get(first, str(run))} | found
