@@ -9,7 +9,7 @@ __all__ = ['ABOUT', 'claims_table', 'claims_summary', 'sentence', 'in_common', '
 import re
 
 from ..digits.curves import curves_text
-from .change import SAME
+from .change import MOST_SEEDS, SAME
 from .claims import Evidence, differs, looked_up
 from .compare import bands, compare_all
 from ..runs.registry import experiments
@@ -108,10 +108,22 @@ def _holds(verdict):
     return _HOLDS[verdict.partition(",")[0]] + " in one seed" * verdict.endswith("one seed")
 
 
+def _would_take(change):  # what an unclear difference would take to be clear
+    try:
+        n = change.seeds_needed()
+    except ValueError:
+        return "two seeds on each side would show how much seeds differ"
+    if n:
+        return f"with this difference and deviation, {n} seeds on each side would tell"
+    return f"with this difference and deviation, not even {MOST_SEEDS} seeds on each side would tell"
+
+
 def _outcome(evidence, claim):
     fixed = f"{evidence.fixed}; " if evidence.fixed else ""
     about = f"{evidence.varied}; {fixed}{_seeds(evidence)}"
-    return f"{_numbers(evidence)} ({about}), {_holds(evidence.verdict(claim))}."
+    verdict = evidence.verdict(claim)
+    more = f"; {_would_take(evidence.change)}" if verdict == "unclear" else ""
+    return f"{_numbers(evidence)} ({about}), {_holds(verdict)}{more}."
 
 
 def sentence(
