@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from .attention_maps import draw_map, kept_patches, test_canvases
+from .attention_maps import digits_of, draw_map, draw_patches, kept_patches, test_canvases
 from .curves import recorded_curve
 from .tables import TASK_NAMES, read_runs
 from ..runs.pictures import titled
@@ -30,14 +30,10 @@ def _draw_learning(ax, metrics):  # training dashed, test solid, a colour for ea
     ax.legend(title="test canvases", fontsize=8, loc="upper left")
 
 
-def _draw_kept(fig, place, canvas, kept, rows=3, columns=4):  # the first patches of memory, enlarged
-    for i, r in enumerate(kept.head(rows * columns).itertuples()):
-        ax = fig.add_subplot(place[i // columns, i % columns])
-        x, y = int(r.x), int(r.y)
-        ax.imshow(255 - canvas[y : y + int(r.h), x : x + int(r.w)], cmap="gray", vmin=0, vmax=255)
-        ax.set(xticks=[], yticks=[])
-        if i == 0:
-            ax.set_title("Most attended first", fontsize=9, loc="left")
+def _draw_kept(fig, place, canvas, kept, rows=4, columns=4):  # memory, enlarged
+    axes = [fig.add_subplot(place[i // columns, i % columns]) for i in range(rows * columns)]
+    draw_patches(axes, canvas, kept)
+    axes[0].set_title("Most attended first", fontsize=9, loc="left")
 
 # %% ../../nbs/digits/first_look.ipynb #d4d274fa
 def first_look(
@@ -46,21 +42,22 @@ def first_look(
 ):  # matplotlib figure
     "What one run has learnt: learning curves, a test canvas with its kept patches, and the most attended of them."
     canvases, kept = test_canvases(run), kept_patches(run.folder, image)
+    canvas, digits = canvases.render(image), digits_of(canvases, image, kept)
     with sns.axes_style("whitegrid"):
         fig = plt.figure(figsize=(13, 4.4), layout="constrained")
         place = fig.add_gridspec(1, 3, width_ratios=[1.15, 1, 1])
         _draw_learning(fig.add_subplot(place[0]), recorded_curve(run.folder))
     ax = fig.add_subplot(place[1])
-    draw_map(ax, run.folder, image)
+    draw_map(ax, canvas, kept, digits)
     ax.set_title(f"Where it looks: {len(kept)} of {run.n_patches} patches")
-    _draw_kept(fig, place[2].subgridspec(3, 4), canvases.render(image), kept)
+    _draw_kept(fig, place[2].subgridspec(4, 4), canvas, kept)
     return titled(fig, "A first look: which digit occurs most, which is the largest, which lies highest?", _note(run))
 
 
 def _note(run):
     reduced = ", ".join(reduction_text([run.reduced]))
     text = "Dashed: training canvases. Solid: test canvases. Dotted: guessing one of ten digits."
-    text += " Green: the true digits, which the network is never told."
+    text += " Circles: the true digits, which the network is never told."
     return f"{text} A small task, not the paper's: {reduced}."
 
 
