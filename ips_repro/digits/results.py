@@ -11,7 +11,15 @@ import pandas as pd
 
 from .curve_figures import draw_curves
 from .figures import FIGURES, named_columns
-from .panels import SOURCES, accuracy_panels, long_table, precision_note, quick_note, selection_panels
+from ips_repro.digits.panels import (
+    OUTCOMES,
+    SOURCES,
+    accuracy_panels,
+    long_table,
+    precision_note,
+    quick_note,
+    selection_panels,
+)
 from .settings import DEFAULTS
 from .tables import COMPARED, SETTING, TASK_NAMES, published, published_points, read_runs, row  # noqa: F401
 from ..runs.tables import shown_scales
@@ -127,34 +135,49 @@ def score_table(experiment: str, scales: tuple = ("paper", "quick")) -> pd.DataF
     table = groups.accuracy.agg(cell).unstack("task")[list(TASK_NAMES)].fillna("")
     return table.rename(index=lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)  # 16, not 16.0
 
-# %% ../../nbs/digits/results.ipynb #a6588b97
-def _measures():  # column of `read_runs` -> title of its panel
-    def wrong(reason, why):
-        return {f"{reason}_{t}": f"{t}: wrong,\n{why}" for t in TASK_NAMES}
+# %% ../../nbs/digits/results.ipynb #736bb616
+def _setting_name(f, x, hue, source):  # "200 canvases, 0.008 %, ours"
+    value = x if isinstance(x, str) else f"{x:g}"
+    words = [value, hue.replace(" canvases", "")] if f.hue != f.x else [value]
+    return ", ".join([*words, *([] if source == SOURCES["paper"] else [source.removeprefix("ours, ")])])
 
-    return {
-        **wrong("not_selected", "a digit not selected"),
-        "roi_recall": "digits half covered\nby all kept patches",
-        "attention_entropy": "attention entropy\n(1: spread evenly)",
-        **wrong("misread", "all selected, misread"),
-        "roi_recall_one_patch": "digits half covered\nby one kept patch",
-    }
+
+def _outcomes(rows):  # of runs of one setting -> task -> shares of OUTCOMES
+    found = {}
+    for t in TASK_NAMES:
+        missed, misread = rows[f"not_selected_{t}"].mean(), rows[f"misread_{t}"].mean()
+        found[t] = dict(zip(OUTCOMES, (1 - missed - misread, missed, misread)))
+    return found
 
 
 def draw_selection(experiment: str, scales: tuple = ("paper", "quick")):  # matplotlib figure, or None
-    """Where errors come from in our runs, along the same axis and in the same colours as accuracy.
+    """Where errors come from in our runs: was a digit not kept, or were all kept and not read?
 
     Published runs do not record this. Returns None if there is nothing to draw."""
-    f, measures = next(iter(FIGURES[experiment].values())), _measures()
+    f, kinds = next(iter(FIGURES[experiment].values())), ("not_selected", "misread")
+    measures = ["roi_recall", *(f"{kind}_{t}" for kind in kinds for t in TASK_NAMES)]
     ours = _ours([experiment, *f.also], scales)
     part = _labelled(experiment, f, ours, (*KEYS, *measures))
-    hues = list(dict.fromkeys(part[f.hue]))
     wide = part[(part.source != SOURCES["published"]) & (part.task == TASK_NAMES[0])].dropna(subset=["roi_recall"])
     if not len(wide):
         return None
-    part = wide.melt(list(dict.fromkeys([f.x, f.hue, "source", "seed"])), list(measures), "measure", "share")
-    part = part.assign(measure=part.measure.map(measures), share=pd.to_numeric(part.share))
-    return selection_panels(part, f, list(measures.values()), _note(ours, part, f, "measure"), hues)
+    wide = wide.astype(dict.fromkeys(measures, float)).sort_values([f.x, f.hue])
+    names, outcomes, covered = [], [], []
+    for (x, hue, source), rows in wide.groupby([f.x, f.hue, "source"], sort=False):
+        names.append(_setting_name(f, x, hue, source))
+        outcomes.append(_outcomes(rows))
+        covered.append(rows.roi_recall.mean())
+    shares = {t: pd.DataFrame([o[t] for o in outcomes], names) for t in TASK_NAMES}
+    text = _errors_text(shares[TASK_NAMES[0]])
+    return selection_panels(shares, pd.Series(covered, names), f"Where errors come from, by {f.xlabel or f.x}", text)
+
+
+def _errors_text(majority):  # the caption: the last bar in words
+    right, missed, misread = (majority[name].iloc[-1] for name in OUTCOMES)
+    return (
+        f"Last bar ({majority.index[-1]}): {right:.0%} of the answers to majority are right, {missed:.0%} are wrong "
+        f"where a digit was not kept, and {misread:.0%} although all were kept."
+    )
 
 # %% ../../nbs/digits/results.ipynb #f9375cc4
 def draw(experiment: str, scale: str = "paper") -> dict:  # name of the file -> matplotlib figure, or None
