@@ -12,6 +12,7 @@ from ..digits.curves import curves_text
 from .change import MOST_SEEDS, SAME
 from .claims import Evidence, differs, looked_up
 from .compare import bands, compare_all
+from .steps import CONTROLLED, steps_text
 from ..runs.registry import experiments
 
 # %% ../../nbs/evidence/claims_text.ipynb #96be01a3
@@ -170,7 +171,8 @@ def in_common(found: list[tuple]) -> dict:  # (place, scale) -> as from `differs
 
 def discussion(experiment: str) -> str:  # markdown
     "What is claimed of an experiment, and what the published numbers and ours show: one paragraph per claim."
-    return "\n\n".join(sentence(*found) for found in looked_up(experiment))
+    paragraphs = [sentence(*found) for found in looked_up(experiment)]
+    return "\n\n".join(paragraphs + [steps_text()] * (experiment == CONTROLLED))
 
 
 def claims_text() -> str:  # markdown
@@ -183,6 +185,7 @@ def claims_text() -> str:  # markdown
             paragraphs.append(f"All of ours on {place}, {scale} scale, {differ}")
     for claim, theirs, ours in found:
         paragraphs.append(sentence(claim, theirs, ours, common.get(_place(claim, ours), ())))
+    paragraphs.append(steps_text())
     return "\n\n".join(paragraphs)
 
 
