@@ -15,6 +15,7 @@ import seaborn as sns
 
 from ..base.core import read_json
 from .scaling import AXES, SWEEPS
+from ..runs.captions import captioned
 from ..runs.status import state
 from ..runs.tables import last_finished
 
@@ -113,12 +114,12 @@ def _relplot(points):  # a row of panels for each measure, a column for each axi
     colours, markers, dashes = ({line: LOOKS[line][i] for line in lines} for i in range(3))
     where = dict(x="x", y="value", row="measure", row_order=list(MEASURES), col="axis", col_order=AXES)
     looks = dict(hue="line", hue_order=lines, palette=colours, style="line", style_order=lines)
-    looks |= dict(markers=markers, dashes=dashes, height=2.4, aspect=1.15)
+    looks |= dict(markers=markers, dashes=dashes, height=2.2, aspect=0.95)
     with sns.axes_style("whitegrid"):
         return sns.relplot(points, kind="line", facet_kws={"sharex": "col", "sharey": "row"}, **where, **looks)
 
 
-def growth_panels(table: pd.DataFrame, base: dict, title: str):  # matplotlib figure
+def growth_panels(table: pd.DataFrame, base: dict, title: str, *notes: str):  # matplotlib figure
     "A row of panels for each measure, a column for each axis; scales are logarithmic, except for memory."
     g = _relplot(_long(table, base))
     g.set(xscale="log", yscale="log")
@@ -126,20 +127,31 @@ def growth_panels(table: pd.DataFrame, base: dict, title: str):  # matplotlib fi
         ax.set(yscale="linear", ylim=(0, None))
     for (measure, axis), ax in g.axes_dict.items():
         ticks = sorted(along(table, axis, base)[axis].unique())
-        ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        ax.set_xticks(ticks, [f"{t:g}" for t in ticks], rotation=45, ha="right")
         ax.minorticks_off()
         ax.set_title("")
         per_image = "" if measure == "peak_mib" else " per image"
         ax.set(xlabel=AXIS_NAMES[axis], ylabel=MEASURES[measure] + per_image)
-    g.legend.set_title("")
-    g.figure.suptitle(title, x=0.01, y=1.02, ha="left", fontsize=12, fontweight="bold")
-    return g.figure
+    sns.move_legend(g, "upper center", bbox_to_anchor=(0.45, 0), ncols=3, title="", frameon=False)
+    return captioned(g.figure, title, _growth_sentence(table, base), *notes)
+
+
+def _growth_sentence(table, base):  # about the largest canvas that both were measured on
+    rows = along(table, "canvas", base)
+    both = set(rows.canvas[rows.engine == "reference"]) & set(rows.canvas[rows.engine == "fast"])
+    at = rows[rows.canvas == max(both)].drop_duplicates("engine").set_index("engine")
+    (slow, much), (fast, little) = (at.loc[e, ["select_s_per_image", "peak_mib"]] for e in ("reference", "fast"))
+    return (
+        f"Selecting from a canvas of {max(both):,} px takes {slow:.3g} s and {much:,.0f} MiB by the definition, "
+        f"{fast:.3g} s and {little:,.0f} MiB by the fast engine."
+    )
 
 # %% ../../nbs/bench/figures.ipynb #829ee93e
 def stage_bars(
     stages: dict,  # name -> seconds per image
     limits: dict,  # precision -> seconds per image
     title: str,
+    *notes: str,
 ):  # matplotlib figure
     "Seconds per image after each step from the definition to the fast engine, and the limits of the device as lines."
     first, bars = next(iter(stages.values())), list(stages.items())
@@ -147,15 +159,18 @@ def stage_bars(
     with sns.axes_style("whitegrid"):
         fig, ax = plt.subplots(figsize=(8, 0.6 + 0.5 * len(bars)))
     drawn = ax.barh([n for n, _ in bars], [s for _, s in bars], color=colours, height=0.65)
-    ax.bar_label(drawn, [f" {s:.2f} s   {first / s:.1f}×" for _, s in bars])
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # so that no line crosses a number
+    ax.bar_label(drawn, [f"{s:.2f} s   {first / s:.1f}×" for _, s in bars], padding=4, bbox=ground)
     for precision, limit in limits.items():
         colour, name = ("C2", "bfloat16") if precision == "bf16" else ("C0", precision)
         ax.axvline(limit, color=colour, linestyle=":", label=f"limit of this device, {name}: {limit:.2f} s")
     ax.invert_yaxis()
     ax.set(xlim=(0, first * 1.25), xlabel="seconds per image to embed its patches")
     ax.legend(loc="lower right")
-    ax.set_title(title, loc="left", fontsize=12, fontweight="bold")
-    return fig
+    name, last = bars[-1]
+    shows = f"Embedding the patches of an image takes {first:.2f} s by the definition, {last:.2f} s {name}: "
+    shows += f"{first / last:.1f} times as fast."
+    return captioned(fig, title, shows, *notes)
 
 # %% ../../nbs/bench/figures.ipynb #7f97cc92
 def draw_benchmarks(folder: str | Path) -> dict:  # name -> matplotlib figure
@@ -163,16 +178,16 @@ def draw_benchmarks(folder: str | Path) -> dict:  # name -> matplotlib figure
     facts = read_json(Path(folder) / "stages" / "manifest.json")
     steps = read_json(Path(folder) / "stages" / "summary.json")
     table, base = read_points(folder), SWEEPS[facts["scale"]][0]
-    where = facts["device"] + ("" if facts["scale"] == "paper" else f", {facts['scale']} scale")
+    where = f"Measured on {facts['device']}" + ("." if facts["scale"] == "paper" else f", {facts['scale']} scale.")
     limits = {}
     for precision in ("float32", "bf16"):
         at_base = along(table, "canvas", base, precision).query(f"engine == 'fast' and canvas == {base['canvas']}")
         if len(at_base):
             limits[precision] = at_base.limit_s.iloc[0]
-    cost = f"Cost per image: the definition and the fast engine ({where})"
+    cost = "Cost per image: the definition and the fast engine"
     return {
-        "Benchmarks_growth": growth_panels(table, base, cost),
-        "Benchmarks_stages": stage_bars(steps, limits, f"From the definition to the fast engine ({where})"),
+        "Benchmarks_growth": growth_panels(table, base, cost, where),
+        "Benchmarks_stages": stage_bars(steps, limits, "From the definition to the fast engine", where),
     }
 
 

@@ -20,7 +20,7 @@ from .banks import load_digits
 from .settings import DEFAULTS
 from .tables import read_runs
 from ..megapixel_mnist import MegapixelMNIST
-from ..runs.pictures import titled
+from ..runs.captions import captioned, scale_note
 from ..runs.status import as_made, read_manifest
 
 # %% ../../nbs/digits/attention_maps.ipynb #84654fd9
@@ -126,10 +126,9 @@ def draw_patches(
 COLUMNS, ROWS = 8, 3  # of enlarged patches
 
 
-def _map_title(run, digits):
+def _map_title(run, found):
     scale = "" if run.scale == "paper" else f" ({run.scale} scale)"
-    n = sum(d.kept >= 0.5 for d in digits)
-    return f"O2I {run.o2i:g} %, {run.n_train} canvases{scale}\n{n} of {len(digits)} digits kept, M = {run.M}"
+    return f"O2I {run.o2i:g} %, {run.n_train} canvases{scale}\n{found} kept, M = {run.M}"
 
 
 def attention_maps(
@@ -140,21 +139,21 @@ def attention_maps(
     widths = [3.1] * len(runs) + [0.7]
     fig = plt.figure(figsize=(sum(widths), 5.0), layout="constrained")
     *parts, last = fig.subfigures(1, len(widths), width_ratios=widths)
+    found = {}
     for part, run in zip(parts, runs.itertuples()):
         canvases, kept = test_canvases(as_made(read_manifest(run.folder), DEFAULTS)), kept_patches(run.folder, image)
         canvas, digits = canvases.render(image), digits_of(canvases, image, kept)
+        found[run.o2i] = f"{sum(d.kept >= 0.5 for d in digits)} of {len(digits)} digits"
         above, below = part.subfigures(2, 1, height_ratios=[3.2, 1.3])
         ax = above.subplots()
         draw_map(ax, canvas, kept, digits)
-        ax.set_title(_map_title(run, digits), fontsize=10)
+        ax.set_title(_map_title(run, found[run.o2i]), fontsize=10)
         draw_patches(list(below.subplots(ROWS, COLUMNS).flat), canvas, kept)
     bar = last.colorbar(plt.cm.ScalarMappable(cmap=ATTENTION), cax=last.add_axes((0.1, 0.25, 0.2, 0.5)))
     bar.set_label("attention, the largest being 1")
-    text = (
-        "Squares: kept patches, larger than they are; below, those with most attention. "
-        "Circles: digits, solid where kept patches cover half or more."
-    )
-    return titled(fig, "Where it looked, on a test canvas", text)
+    marks = "Squares: kept patches, larger than they are, and enlarged below. Circles: digits, solid if half is kept."
+    shows = "Kept: " + ", ".join(f"{digits} at O2I {o2i:g} %" for o2i, digits in found.items()) + "."
+    return captioned(fig, "Where it looked, on a test canvas", shows, marks, scale_note(runs))
 
 
 def draw_maps(name: str = "Attention_Maps", scale: str = "paper") -> dict:  # name -> matplotlib figure

@@ -14,7 +14,7 @@ import seaborn as sns
 from .curves import begun_runs, published_curve, recorded_curve, same_setting
 from .settings import DEFAULTS
 from .tables import TASK_NAMES
-from ..runs.pictures import titled
+from ..runs.captions import captioned
 from ..runs.status import as_made, read_manifest, state
 
 # %% ../../nbs/digits/curve_figures.ipynb #832507d9
@@ -40,7 +40,7 @@ def curve_figure(experiment: str, folder: str | Path):  # matplotlib figure
     run, done = as_made(manifest, DEFAULTS), len(ours["train"])
     sources = list(same_setting(run).source)
     with sns.axes_style("whitegrid"):
-        fig, axes = plt.subplots(2, len(PANELS), figsize=(15, 5.6), layout="constrained", sharex=True)
+        fig, axes = plt.subplots(2, len(PANELS), figsize=(11, 4.6), layout="constrained", sharex=True)
     for row, split in zip(axes, ("train", "test")):
         theirs = [published_curve(s)[split] for s in sources]
         for ax, panel in zip(row, PANELS):
@@ -58,18 +58,26 @@ def curve_figure(experiment: str, folder: str | Path):  # matplotlib figure
     handles = {text: line for line, text in zip(*axes[0, 0].get_legend_handles_labels())}
     axes[0, 0].legend(handles.values(), handles.keys(), fontsize=9, loc="lower left")
     title = f"Learning curves: O2I {run['o2i']:g} %, {run['n_train']} canvases"
-    return titled(fig, title, _curve_note(experiment, folder, manifest, run, done, len(sources)))
+    about = f"Ours: {_how_far(folder, done, run['n_epochs'])}, {manifest.get('precision', run['precision'])}."
+    return captioned(fig, title, _curve_sentence(ours, sources, run), *_published_notes(run, len(sources)), about)
 
 
-def _curve_note(experiment, folder, manifest, run, done, n):  # n: published runs
-    precision = manifest.get("precision", run["precision"])
-    ours = f"seed {run['seed']}, computed in {precision}, {_how_far(folder, done, run['n_epochs'])}"
-    plural = "s" * (n != 1)
-    compared = f"{n} published run{plural} of this setting (dashed)" if n else "no published run has this setting"
-    note = f"{experiment}, {run['scale']} scale. Ours: {ours}; {compared}."
-    if not (run["w_diversity"] or run["w_semantic"]):
-        return note
-    return f"{note} The loss of ours includes the regularisers, that of the published logs is of the tasks alone."
+def _curve_sentence(ours, sources, run):  # the last accuracy on the first task
+    task = TASK_NAMES[0]
+    reached = ours["test"][task].dropna()
+    if not len(reached):
+        return f"Ours, seed {run['seed']}: no test yet."
+    test = f"After epoch {reached.index[-1]}, {task} accuracy on test canvases is {reached.iloc[-1]:.2f}"
+    theirs = [published_curve(s)["test"][task].dropna() for s in sources]
+    ends = " and ".join(f"{curve.iloc[-1]:.2f} after epoch {curve.index[-1]}" for curve in theirs)
+    return f"{test} (seed {run['seed']})" + (f"; published: {ends}." if ends else ".")
+
+
+def _published_notes(run, n):  # n: published runs
+    if not n:
+        return ["No run of this setting was published."]
+    regularised = "Our loss includes regularisers, theirs does not." if run["w_diversity"] or run["w_semantic"] else ""
+    return [f"Dashed: {n} published run{'s' * (n != 1)} of this setting.", regularised]
 
 
 def draw_curves(experiment: str, scales: tuple = ("paper", "quick")) -> dict:  # name of the file -> matplotlib figure

@@ -24,6 +24,9 @@ class Figure(NamedTuple):
     where: str = ""  # which rows, as a pandas query
     also: tuple = ()  # other experiments with points on the same axis
     theirs: tuple = ()  # other experiments of which only the published runs are shown
+    at: str = "{}"  # how a place on the axis reads in a sentence
+    line: str = "{}"  # how a colour reads in a sentence
+    across: bool = False  # is the sentence about the colours at one place, rather than about one line?
 
 # %% ../../nbs/digits/figures.ipynb #c946b6a9
 FIGURES = {  # experiment -> name of the file, how it is drawn
@@ -36,16 +39,30 @@ FIGURES = {  # experiment -> name of the file, how it is drawn
             True,
             "canvas != 1500 or scale != 'published'",
             ("Dataset_Size",),
+            at="{} canvases",
+            line="O2I {}",
+            across=True,
         )
     },
     "Dataset_Size": {
         "Dataset_Size": Figure(
-            "n_train", "O2I", "training canvases", "How many canvases do the smallest digits take?", True
+            "n_train",
+            "O2I",
+            "training canvases",
+            "How many canvases do the smallest digits take?",
+            True,
+            at="{} canvases",
+            line="O2I {}",
         )
     },
     "Noise_Size": {
         "Noise_Size": Figure(
-            "n_noise", "training canvases", "noise glyphs a canvas", "Does the amount of noise matter?", True
+            "n_noise",
+            "training canvases",
+            "noise glyphs a canvas",
+            "Does the amount of noise matter?",
+            True,
+            at="{} noise glyphs",
         )
     },
     "Digit_Thickness": {
@@ -56,9 +73,20 @@ FIGURES = {  # experiment -> name of the file, how it is drawn
             "When does noise hide digits? Its stroke width in whole pixels, and in between",
             False,
             "canvas != 3000",
+            at="strokes {} px wide",
+            line="stroke: {}",
         )
     },
-    "Patch_Size": {"Patch_Size": Figure("patch", "O2I", "patch side / digit side", "How large should a patch be?")},
+    "Patch_Size": {
+        "Patch_Size": Figure(
+            "patch",
+            "O2I",
+            "patch side / digit side",
+            "How large should a patch be?",
+            at="patches of {} digit sides",
+            line="O2I {}",
+        )
+    },
 }
 
 # %% ../../nbs/digits/figures.ipynb #e1a4a1bb
@@ -71,6 +99,7 @@ FIGURES |= {
             "Does another backbone help, or ImageNet weights?",
             where="scale != 'published' or pretrained or n_train == 1000 and o2i == 0.008",
             theirs=("O2I_datasize",),
+            line="O2I {}",
         )
     },
     "Semantic_Diversity_Regularisation": {
@@ -81,6 +110,8 @@ FIGURES |= {
             "Should the heads be made to disagree?",
             where="scale != 'published' or n_train == 1000 and o2i < 0.05",
             theirs=("O2I_datasize",),
+            at="W = {}",
+            line="O2I {}",
         )
     },
     "Attention_Masking": {
@@ -89,6 +120,7 @@ FIGURES |= {
             "K, canvases",
             "probability P of hiding a patch",
             "Hiding the most attended patches in training, with probability P",
+            at="P = {}",
         ),
         "Attention_Masking_K": Figure(
             "mask_k",
@@ -97,14 +129,23 @@ FIGURES |= {
             "Hiding the most attended patches in training: K at risk",
             False,
             "mask_p == 0 or mask_p == 0.2",
+            at="K = {}",
         ),
     },
     "Digit_Bank": {
-        "Digit_Bank": Figure("bank", "O2I", "training digits to paint from", "What a small bank of digits costs", True)
+        "Digit_Bank": Figure(
+            "bank",
+            "O2I",
+            "training digits to paint from",
+            "What a small bank of digits costs",
+            True,
+            at="{} digits to paint from",
+            line="O2I {}",
+        )
     },
     "Bezier_vs_Original_Noise": {
         "Bezier_vs_Original_Noise": Figure(
-            "noise_kind", "memory", "", "Curved noise against the straight strokes of the benchmark before"
+            "noise_kind", "memory", "noise", "Curved noise against the straight strokes of the benchmark before"
         )
     },
 }

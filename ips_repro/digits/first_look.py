@@ -13,8 +13,7 @@ import seaborn as sns
 from .attention_maps import digits_of, draw_map, draw_patches, kept_patches, test_canvases
 from .curves import recorded_curve
 from .tables import TASK_NAMES, read_runs
-from ..runs.pictures import titled
-from ..runs.run import reduction_text
+from ..runs.captions import captioned, course
 from ..runs.tables import shown_scales
 
 # %% ../../nbs/digits/first_look.ipynb #e561ef3a
@@ -27,7 +26,7 @@ def _draw_learning(ax, metrics):  # training dashed, test solid, a colour for ea
         ax.plot(metrics["test"].index, metrics["test"][task], "o-", color=colour, markersize=3, label=task)
     ax.axhline(_CHANCE, color="0.5", linestyle=":", linewidth=1)
     ax.set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1.02), title="What it learns")
-    ax.legend(title="test canvases", fontsize=8, loc="upper left")
+    ax.legend(title="test canvases", fontsize=9, loc="upper left")
 
 
 def _draw_kept(fig, place, canvas, kept, rows=4, columns=4):  # memory, enlarged
@@ -44,21 +43,22 @@ def first_look(
     canvases, kept = test_canvases(run), kept_patches(run.folder, image)
     canvas, digits = canvases.render(image), digits_of(canvases, image, kept)
     with sns.axes_style("whitegrid"):
-        fig = plt.figure(figsize=(13, 4.4), layout="constrained")
+        fig = plt.figure(figsize=(11, 3.9), layout="constrained")
         place = fig.add_gridspec(1, 3, width_ratios=[1.15, 1, 1])
         _draw_learning(fig.add_subplot(place[0]), recorded_curve(run.folder))
     ax = fig.add_subplot(place[1])
     draw_map(ax, canvas, kept, digits)
     ax.set_title(f"Where it looks: {len(kept)} of {run.n_patches} patches")
     _draw_kept(fig, place[2].subgridspec(4, 4), canvas, kept)
-    return titled(fig, "A first look: which digit occurs most, which is the largest, which lies highest?", _note(run))
+    title = "A first look: which digit occurs most, which is the largest, which lies highest?"
+    small = f"A small task: {len(run.reduced)} settings reduced from the paper's."
+    return captioned(fig, title, _sentence(run), small, "Dashed: training; dotted: guessing; circles: true digits.")
 
 
-def _note(run):
-    reduced = ", ".join(reduction_text([run.reduced]))
-    text = "Dashed: training canvases. Solid: test canvases. Dotted: guessing one of ten digits."
-    text += " Circles: the true digits, which the network is never told."
-    return f"{text} A small task, not the paper's: {reduced}."
+def _sentence(run):
+    task = TASK_NAMES[0]
+    tested = recorded_curve(run.folder)["test"][task].dropna()
+    return f"{task.capitalize()} accuracy on test canvases {course(tested, 'epoch {}')}."
 
 
 def draw_first_look(name: str = "First_Look", scale: str = "paper") -> dict:  # name of the file -> matplotlib figure

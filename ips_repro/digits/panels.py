@@ -7,15 +7,15 @@ __all__ = ['SOURCES', 'OUTCOMES', 'source_name', 'long_table', 'accuracy_panels'
            'precision_note']
 
 # %% ../../nbs/digits/panels.ipynb #fdb83bac
-import textwrap
-
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 
+from .figures import Figure
 from .sizes import PUBLISHED_O2I
 from .tables import TASK_NAMES
-from ..runs.pictures import titled
+from ..runs.captions import captioned
 from ..runs.run import reduction_text
 
 # %% ../../nbs/digits/panels.ipynb #d21ed431
@@ -60,11 +60,38 @@ def _line_panels(table, **how):  # seaborn's grid
         return sns.relplot(table, style="source", kind="line", errorbar="sd", err_style="bars", markersize=8, **how)
 
 
-def _put_above(figure, title, note, line_height):
-    lines = textwrap.wrap(note, 170)
-    figure.text(0.01, 1.0, "\n".join(lines), fontsize=9, color="0.35", va="bottom")
-    figure.text(0.01, 1.02 + line_height * len(lines), title, fontsize=12, fontweight="bold", va="bottom")
-    return figure
+def _side_by_side(table, x, hue, log_x):
+    "The table with every colour a little beside the one before, so that equal values can be told apart."
+    order = list(dict.fromkeys(table[hue]))
+    step = table[hue].map(order.index) - (len(order) - 1) / 2
+    if log_x:
+        reach = np.log2(table[x].max() / table[x].min())
+        return table.assign(**{x: table[x] * 2 ** (_APART * reach * step)})
+    reach = table[x].max() - table[x].min()
+    return table.assign(**{x: table[x] + _APART * reach * step})
+
+
+_APART = 0.015  # of the axis, between two colours
+
+
+def _open_rings(g):  # published points are rings, through which those behind them can be seen
+    lines = [line for ax in g.axes.flat for line in ax.get_lines()]
+    for line in [*lines, *g.legend.legend_handles]:
+        if line.get_marker() == "o":
+            line.set(markerfacecolor="none", markeredgecolor=line.get_color(), markeredgewidth=1.5)
+
+
+def _legend_below(figure, legend):  # first the colours, then the sources, each in rows as wide as the figure
+    texts = [t.get_text() for t in legend.get_texts()]
+    entries, cut = list(zip(legend.legend_handles, texts)), texts.index("source")
+    legend.remove()
+    for part in (entries[:cut], entries[cut + 1 :]):
+        handles, names = zip(*part)
+        figure.draw_without_rendering()
+        below = figure.get_tightbbox().y0 / figure.get_figheight()
+        columns = max(1, int(figure.get_figwidth() / (0.6 + 0.1 * max(map(len, names)))))
+        how = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "frameon": False}
+        figure.legend(handles, names, ncols=min(columns, len(names)), **how)
 
 # %% ../../nbs/digits/panels.ipynb #79b58c02
 def _dashes(source):  # in seaborn's notation
@@ -90,45 +117,49 @@ def _colours(hues):  # a ratio has the same colour in every figure
 def _label_axis(ax, ticks, names, log_x):
     if log_x and not names:
         ax.set_xscale("log", base=2)
-    ax.set(ylim=(0, 1.04), xticks=ticks)
+    ax.set(ylim=(-0.03, 1.04), xticks=ticks)  # so that a point at 0 is seen whole
     if names:
         ax.set_xlim(-0.4, len(names) - 0.6)
-    turned = {"rotation": 90} if names else {"rotation": 45, "ha": "right"} if log_x else {}
+    long_names = max(map(len, names), default=0) > 8
+    turned = {"rotation": 90} if long_names else {"rotation": 45, "ha": "right"} if log_x and not names else {}
     ax.set_xticklabels([n.replace(", ", ",\n") for n in names] or [f"{t:g}" for t in ticks], **turned)
     ax.minorticks_off()
 
 
-def _readable(ticks):  # without labels that would overlap on a logarithmic axis
-    return [t for i, t in enumerate(ticks) if not i or t > 1.5 * ticks[i - 1]]
+def _readable(ticks, log_x):  # the first, the last, and those between that have room for a label
+    places = np.log(ticks) if log_x else np.array(ticks, float)
+    room, kept = 0.12 * (places[-1] - places[0]), [0]
+    for i in range(1, len(ticks) - 1):
+        if places[i] - places[kept[-1]] >= room and places[-1] - places[i] >= room:
+            kept.append(i)
+    return [ticks[i] for i in dict.fromkeys([*kept, len(ticks) - 1])]
 
 # %% ../../nbs/digits/panels.ipynb #05a14332
 def accuracy_panels(
     long: pd.DataFrame,  # from `long_table`
-    x: str,  # column of the horizontal axis: numbers, or names, which are placed side by side
-    hue: str,  # column of the colour
-    xlabel: str,
-    title: str,
-    note: str = "",
-    log_x: bool = True,
+    f: Figure,  # whose axis may have numbers, or names, which are placed side by side
+    shows: str,  # the sentence of the caption
+    *notes: str,  # see `caption`
 ):  # matplotlib figure
     """One panel per task: test accuracy against `x`, one colour per `hue`, published dashed and ours solid.
 
     A bar is ± one standard deviation over the rows, where there are several."""
     sources = sorted(set(long.source), key=lambda s: (s != SOURCES["published"], s))
-    long, names = _with_places(long, x)
-    log_x = log_x and not names
-    hues = list(dict.fromkeys(long[hue]))
+    long, names = _with_places(long, f.x)
+    log_x, places = f.log_x and not names, sorted(long[f.x].unique())
+    hues = list(dict.fromkeys(long[f.hue]))
     looks = {"markers": _markers(sources), "dashes": {s: _dashes(s) for s in sources}}
-    looks |= {"palette": _colours(hues), "hue_order": hues, "height": 3.2, "aspect": 0.95}
-    g = _line_panels(long, x=x, y="accuracy", hue=hue, style_order=sources, col="task", col_order=TASK_NAMES, **looks)
-    ticks = sorted(long[x].unique())
-    ticks = _readable(ticks) if log_x else ticks
+    looks |= {"palette": _colours(hues), "hue_order": hues, "height": 2.7, "aspect": 0.93}
+    points, columns = _side_by_side(long, f.x, f.hue, log_x), {"col": "task", "col_order": TASK_NAMES}
+    g = _line_panels(points, x=f.x, y="accuracy", hue=f.hue, style_order=sources, **columns, **looks)
     for ax in g.axes.flat:
-        _label_axis(ax, ticks, names, log_x)
-    g.set_titles("{col_name}").set_axis_labels(xlabel, "test accuracy")
-    return _put_above(g.figure, title, note, 0.05)
+        _label_axis(ax, places if names else _readable(places, log_x), names, log_x)
+    g.set_titles("{col_name}").set_axis_labels(f.xlabel, "test accuracy")
+    _open_rings(g)
+    _legend_below(g.figure, g.legend)
+    return captioned(g.figure, f.title, shows, *notes)
 
-# %% ../../nbs/digits/panels.ipynb #496c6258
+# %% ../../nbs/digits/panels.ipynb #60b40be2
 OUTCOMES = {  # what became of a test canvas -> its colour
     "right": "#4477aa",
     "wrong, a digit not kept": "#ee6677",
@@ -149,7 +180,7 @@ def selection_panels(
     shares: dict[str, pd.DataFrame],  # task -> one row per setting, a column for each of OUTCOMES
     covered: pd.Series,  # the share of the digits that is kept, for the same settings
     title: str,
-    text: str,  # the caption
+    *caption: str,  # the sentence, and notes
 ):  # matplotlib figure
     "A panel of stacked bars for each task, and one that says how many of the digits were kept."
     n = len(covered)
@@ -163,7 +194,7 @@ def selection_panels(
     axes[len(shares) // 2].set_xlabel("share of the test canvases")
     axes[-1].set_xlabel("share of the digits")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=len(OUTCOMES), frameon=False)
-    return titled(fig, title, text)
+    return captioned(fig, title, *caption)
 
 # %% ../../nbs/digits/panels.ipynb #30a6c93a
 def quick_note(ours: pd.DataFrame) -> str:

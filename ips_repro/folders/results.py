@@ -16,8 +16,8 @@ from matplotlib.patches import Rectangle
 from ..base.core import read_csv, read_json
 from ..base.images import read_sheet
 from .settings import EXPERIMENTS, data_name
+from ..runs.captions import captioned
 from ..runs.confusions import confusion, draw_confusion
-from ..runs.pictures import titled
 from ..runs.run import Run
 from ..runs.status import read_manifest
 from ..runs.tables import figures_by_data
@@ -64,8 +64,11 @@ def learning_curves(runs: pd.DataFrame):  # matplotlib figure; rows of `run_tabl
     axes[0].set(xlabel="epoch", ylabel="loss", ylim=(0, None))
     axes[1].set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1.03))
     axes[1].legend(fontsize=8, loc="lower right")
-    text = "Dashed: images to train on. Solid: others. Dotted: always answering the most frequent class."
-    return titled(fig, f"{runs.scale.iloc[0]} scale, {runs.pictures.iloc[0]} images to train on", text)
+    scores = sorted({f"{a:.2f}" for a in runs.accuracy})
+    shows = f"Accuracy on {runs.n.iloc[0]} test images is {' to '.join(dict.fromkeys([scores[0], scores[-1]]))}, "
+    shows += f"always answering the most frequent class {runs.majority.max():.2f} (dotted)."
+    notes = f"{runs.scale.iloc[0].capitalize()} scale, {runs.pictures.iloc[0]} images to train on (dashed)."
+    return captioned(fig, "How it learnt", shows, notes)
 
 
 def draw_roc(folder: str | Path):  # matplotlib figure; None unless there are two classes
@@ -82,7 +85,8 @@ def draw_roc(folder: str | Path):  # matplotlib figure; None unless there are tw
     ax.plot([0, 1], [0, 1], ":", color="0.5")
     ax.plot(false_positive, true_positive, color=sns.color_palette("colorblind")[0])
     ax.set(xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-    return titled(fig, f"{classes[1]} or {classes[0]}: AUC {roc_auc_score(true, p):.3f}", f"{len(table)} test images")
+    shows = f"The area under the curve is {roc_auc_score(true, p):.3f} on {len(table)} test images."
+    return captioned(fig, f"{classes[1]} or {classes[0]}", shows)
 
 # %% ../../nbs/folders/results.ipynb #052dd74c
 def _kept(folder):  # image -> its kept patches
@@ -114,15 +118,17 @@ def gallery(folder: str | Path, wrong: bool, columns: int = 4):  # matplotlib fi
     if not some:
         return None
     sheet, kept, rows = read_sheet(folder / "shown.jpg", shown), _kept(folder), -(-len(some) // columns)
-    size = (3 * columns, 2.6 * rows)
+    size = (2.5 * columns, 2.2 * rows)
     fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for ax in axes.flat[len(some) :]:
         ax.set_axis_off()
     for ax, r in zip(axes.flat, some):
         _show(ax, sheet[r["image"]], r["scale"], kept[r["image"]], answers.loc[r["image"]])
     n_wrong = int((table["class"] != table["guess"]).sum())
-    what = f"{len(some)} of {n_wrong} wrong answers" if wrong else "Right answers"
-    return titled(fig, f"{what}, and where the network looked", "Framed: the kept patches; yellow: most attention.")
+    n, kind = (n_wrong, "wrong") if wrong else (len(table) - n_wrong, "right")
+    shows = f"{n} of {len(table)} test images are answered {kind}; {len(some)} of them are shown."
+    title = f"{kind.capitalize()} answers, and where the network looked"
+    return captioned(fig, title, shows, "Framed: the kept patches; yellow: most attention.")
 
 # %% ../../nbs/folders/results.ipynb #716e0525
 def best_patches(folder: str | Path):  # matplotlib figure; None if nothing was answered right
@@ -143,7 +149,8 @@ def best_patches(folder: str | Path):  # matplotlib figure; None if nothing was 
         for ax, patch in zip(row_of_axes, patches):
             ax.imshow(patch)
         row_of_axes[0].set_ylabel(name, fontsize=9)
-    return titled(fig, "What it attends to most", "The best patch of the surest right answers of each class.")
+    shows = f"The most attended patch of {len(records)} right answers, the surest of each of {len(by_class)} classes."
+    return captioned(fig, "What it attends to most", shows)
 
 # %% ../../nbs/folders/results.ipynb #6c074017
 def own_figures(runs: pd.DataFrame) -> dict:  # name of the file -> figure; rows of `run_table`, on the same data
@@ -151,11 +158,11 @@ def own_figures(runs: pd.DataFrame) -> dict:  # name of the file -> figure; rows
     data = "" if runs.data[0] == "example" else f"_{data_name(runs.data[0])}"
     name, folder = f"Own_Images{data}" + "_changed" * int(runs.variant.map(len).any()), runs.folder[0]
     table, classes, several = read_answers(folder)
-    title = f"{runs.scale[0]} scale: {runs.accuracy[0]:.3f} of {runs.n[0]} test images answered right"
+    about = f"{runs.scale[0].capitalize()} scale, seed {runs.seed[0]}."
     counts = None if several else confusion(table["class"], table["guess"], classes)
     figures = {
         f"{name}_curves": learning_curves(runs),
-        f"{name}_confusion": None if several else draw_confusion(counts, title),
+        f"{name}_confusion": None if several else draw_confusion(counts, "What is taken for what", about),
         f"{name}_roc": draw_roc(folder),
         f"{name}_right": gallery(folder, wrong=False),
         f"{name}_wrong": gallery(folder, wrong=True),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['row', 'read_line_runs', 'published_line_runs', 'published', 'strategy_table', 'learning_curves', 'read_predictions',
-           'draw_places', 'draw_kept', 'draw_patches', 'best_known', 'draw']
+           'draw_places', 'draw_kept', 'draw_patches', 'best_known', 'run_confusion', 'draw']
 
 # %% ../../nbs/lines/results.ipynb #a325160c
 from importlib.resources import files
@@ -22,10 +22,10 @@ from ..base.images import read_image
 from ..line_drawing import Drawer
 from .data import fit_picture
 from .settings import EXPERIMENTS, LINE_GUIDED, STRATEGIES, UNUSED
-from .tradeoff import COLOURS, NAMES, cost_figures, note, read_costs
+from .tradeoff import COLOURS, NAMES, cost_figures, read_costs
 from .training import data_root
+from ..runs.captions import captioned, scale_note
 from ..runs.confusions import confusion, draw_confusion
-from ..runs.pictures import titled
 from ..runs.run import Run
 from ..runs.status import read_manifest
 from ..runs.tables import plain_runs, shown_scales
@@ -83,7 +83,7 @@ def learning_curves(runs: list[Run]):  # matplotlib figure
     keeps, strategies = sorted({r["keep"] for r in runs}), {r["strategy"] for r in runs}
     columns = min(5, len(keeps))
     rows = -(-len(keeps) // columns)
-    how = dict(figsize=(3 * columns + 1, 3 * rows), layout="constrained", squeeze=False, sharey=True)
+    how = dict(figsize=(2 * columns + 1.5, 2.2 * rows), layout="constrained", squeeze=False, sharey=True)
     with sns.axes_style("whitegrid"):
         fig, axes = plt.subplots(rows, columns, **how)
     for ax, keep in zip(axes.flat, keeps):
@@ -95,8 +95,10 @@ def learning_curves(runs: list[Run]):  # matplotlib figure
     axes[0, 0].set_ylabel("validation top-1")
     present = [s for s in COLOURS if s in strategies]
     handles = [plt.Line2D([], [], color=COLOURS[s]) for s in present]
-    fig.legend(handles, [NAMES[s] for s in present], loc="outside right center", fontsize=8)
-    return fig
+    fig.legend(handles, [NAMES[s] for s in present], loc="outside right center", fontsize=9)
+    ends = [line.get_ydata()[-1] for ax in axes.flat for line in ax.lines]
+    shows = f"After the last epoch, top-1 accuracy is {min(ends):.2f} to {max(ends):.2f} over {len(ends)} runs."
+    return captioned(fig, "How they learnt", shows, f"{runs[0]['scale'].capitalize()} scale.")
 
 # %% ../../nbs/lines/results.ipynb #6f478ca2
 def read_predictions(folder: str | Path) -> tuple:  # true classes, first guesses, all classes
@@ -114,14 +116,22 @@ def draw_places(runs: pd.DataFrame):  # matplotlib figure
     for row, keep in zip(axes, keeps):
         for ax, strategy in zip(row, strategies):
             ax.set_axis_off()
-            ax.set_title(f"{NAMES[strategy]}, {keep:g}", fontsize=9)
+            ax.set_title(f"{NAMES[strategy]}, {keep:g}", fontsize=10)
             for r in chosen[(chosen.strategy == strategy) & (chosen.keep == keep)].itertuples():
                 kept_at = read_json(Path(r.folder) / "summary.json")["line"]["kept_at"]
                 shown = ax.imshow(kept_at, vmin=0, vmax=1, cmap="viridis")
-                how = dict(transform=ax.transAxes, ha="center", va="top", fontsize=8)
+                how = dict(transform=ax.transAxes, ha="center", va="top", fontsize=10)
                 ax.text(0.5, -0.04, f"holds {r.ink_kept:.0%} of the ink", **how)
     fig.colorbar(shown, ax=axes, label="share of the pictures", shrink=0.8)
-    return titled(fig, "Where patches are kept", note(runs))
+    return captioned(fig, "Where patches are kept", _ink_sentence(chosen[chosen.keep == keeps[0]]), scale_note(runs))
+
+
+def _ink_sentence(rows):  # of runs with one share
+    ink = rows.set_index("strategy").ink_kept.astype(float)
+    most, least = ink.idxmax(), ink.idxmin()
+    shown = f"{rows['keep'].iloc[0]:g} of the patches of {rows.n.iloc[0]} pictures"
+    text = f"{shown} hold {ink[most]:.0%} of the ink ({NAMES[most]})"
+    return f"{text}." if most == least else f"{text}, or {ink[least]:.0%} ({NAMES[least]})."
 
 
 def draw_kept(ax, folder: str | Path, picture: np.ndarray, image: str):
@@ -154,7 +164,7 @@ def draw_patches(runs: pd.DataFrame, keep: float, classes: int = 10):  # matplot
     images = _recorded(run["folder"])[:classes]
     drawer, root = Drawer(run["drawings"], int(run["ld_size"])), data_root(run | {"n_train": 0, "n_val": 1})
     rows, columns = 1 + len(chosen), len(images)
-    size = (1.3 * columns, 1.4 * rows)
+    size = (1.05 * columns, 1.15 * rows)
     fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for column, image in zip(axes.T, images):
         picture = fit_picture(root / image, int(run["image_size"]))
@@ -166,7 +176,9 @@ def draw_patches(runs: pd.DataFrame, keep: float, classes: int = 10):  # matplot
         ax.set_ylabel(name, fontsize=8)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
-    return titled(fig, f"What is shown of a picture: {keep:g} of its patches", note(chosen))
+    return captioned(
+        fig, f"What is shown of a picture: {keep:g} of its patches", _ink_sentence(chosen), scale_note(chosen)
+    )
 
 # %% ../../nbs/lines/results.ipynb #08785442
 def best_known(runs: pd.DataFrame, strategy: str = "topk", keep: float = 0.3) -> pd.Series:  # a row of `read_line_runs`
@@ -175,15 +187,18 @@ def best_known(runs: pd.DataFrame, strategy: str = "topk", keep: float = 0.3) ->
     return rows.assign(far=(rows.keep - keep).abs()).sort_values(["far", "seed"]).drop(columns="far").iloc[0]
 
 
+def run_confusion(run: pd.Series):  # matplotlib figure, of a row of `read_line_runs`
+    "What a run takes for what on the validation pictures."
+    where = f"{NAMES[run.strategy].capitalize()}, {run.keep:g} of the patches, seed {run.seed}, {run.scale} scale."
+    return draw_confusion(confusion(*read_predictions(run.folder)), "What is taken for what", where)
+
+
 def _figures_of_patches(runs):
     one = best_known(runs[runs.strategy != "none"])
-    where = f"{NAMES[one.strategy]}, {one.keep:g} of the patches, seed {one.seed}, {one.scale} scale"
     return {
         "Line_Guided_ViT_places": draw_places(runs),
         "Line_Guided_ViT_patches": draw_patches(runs, one.keep),
-        "Line_Guided_ViT_confusion": draw_confusion(
-            confusion(*read_predictions(one.folder)), f"{where}: top-1 {one.top1:.3f} of {one.n}"
-        ),
+        "Line_Guided_ViT_confusion": run_confusion(one),
     }
 
 

@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 
 from ..base.core import read_csv, read_json
 from ..base.images import read_sheet, write_sheet
-from ..runs.pictures import titled
+from ..runs.captions import BARS, captioned, course, scale_note, span
 from ..runs.run import Run, reduction_text
 from ..runs.status import read_manifest
 from ..runs.tables import figures_by_data, published_runs
@@ -83,20 +83,33 @@ class Panel(NamedTuple):
     hue: str
     xlabel: str
     title: str
+    at: str = "{}"  # how a place on the axis reads in a sentence
 
 
 PANELS = {
     "Dataset_Size": Panel(
-        "data_fraction", "o2i", "share of the training pictures", "How many pictures do small signs take?"
+        "data_fraction",
+        "o2i",
+        "share of the training pictures",
+        "How many pictures do small signs take?",
+        "{} of the pictures",
     ),
     "Patch_Size": Panel(
-        "patch", "o2i", "side of a patch, share of the picture's height", "How large should a patch be?"
+        "patch",
+        "o2i",
+        "side of a patch, share of the picture's height",
+        "How large should a patch be?",
+        "patches of {} of the height",
     ),
     "Attention_Masking": Panel(
-        "mask_p", "mask_k", "probability P of hiding a patch", "Should the most attended patches be hidden in training?"
+        "mask_p",
+        "mask_k",
+        "probability P of hiding a patch",
+        "Should the most attended patches be hidden in training?",
+        "P = {}",
     ),
     "Semantic_Diversity_Regularisation": Panel(
-        "w_diversity", "o2i", "weight W of the diversity loss", "Should the heads be made to disagree?"
+        "w_diversity", "o2i", "weight W of the diversity loss", "Should the heads be made to disagree?", "W = {}"
     ),
     "Backbones": Panel("encoder", "o2i", "", "Do ImageNet weights help?"),
 }
@@ -114,7 +127,7 @@ def _named(table):
         mask_k=[f"K = {k:g}" for k in table.mask_k],
     )
 
-
+# %% ../../nbs/signs/results.ipynb #6309b835
 def _published(experiment):  # with the setting that most of them start from: a quarter of the photographs, as they are
     theirs = published_points(experiment)
     if not len(theirs):
@@ -126,21 +139,37 @@ def _published(experiment):  # with the setting that most of them start from: a 
 
 # %% ../../nbs/signs/results.ipynb #cdf32773
 def sign_note(runs: pd.DataFrame) -> str:
-    "Scale, pictures, majority class, and what differs from the published setting, in a line."
+    "What a caption has no room for: scale, pictures, majority class, and what differs from the published setting."
     data, reduced = Path(runs.data.iloc[0]).name, "; ".join(reduction_text(list(runs.reduced)))
     return (
         f"{runs.scale.iloc[0]} scale on {data}, up to {runs.pictures.max()} pictures to train on and {runs.n.iloc[0]} "
-        f"to test, majority class {runs.majority.max():.2f} (dotted). Bars: ± one standard deviation over seeds where "
-        f"there are several. Differs from the paper in: {reduced}."
+        f"to test, majority class {runs.majority.max():.2f}. Differs from the paper in: {reduced}."
     )
 
 
+def _sentence(panel, rows, theirs):  # about the line with the most points
+    points = rows.groupby(panel.hue, sort=False)[panel.x].nunique()
+    means = rows[rows[panel.hue] == points.idxmax()].groupby(panel.x).accuracy.mean()
+    means.index = [v.replace("\n", ", ") if isinstance(v, str) else v for v in means.index]
+    where = f"{points.idxmax()}; {rows.scale.iloc[0]} scale on {Path(rows.data.iloc[0]).name}"
+    text = f"Accuracy {course(means, panel.at)} ({where})"
+    if len(theirs) and panel.x in theirs:
+        values, places = span(theirs.groupby(panel.x).accuracy.mean())
+        text += f"; published: {values}" + f" ({places})" * (places != span(means)[1])
+    return f"{text}."
+
+
+def _notes(panel, rows):
+    several = rows.groupby([panel.x, panel.hue]).seed.nunique().max() > 1
+    return [BARS * bool(several), scale_note(rows), "Dotted: majority class."]
+
+# %% ../../nbs/signs/results.ipynb #6a8f2c0d
 def sign_panels(experiment: str, runs: pd.DataFrame):  # matplotlib figure
     "A panel for each of SCORES: ours by colour, the published runs as grey crosses."
     panel, theirs, rows = PANELS[experiment.rpartition("/")[2]], _published(experiment), _named(runs)
     markers = list("osD^vP")[: rows[panel.hue].nunique()]
     with sns.axes_style("whitegrid"):
-        fig, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+        fig, axes = plt.subplots(1, 3, figsize=(10.5, 3.4), layout="constrained")
     for ax, (score, label) in zip(axes, SCORES.items()):
         sns.lineplot(
             rows,
@@ -163,7 +192,7 @@ def sign_panels(experiment: str, runs: pd.DataFrame):  # matplotlib figure
         axes[0].plot(theirs[panel.x], theirs.accuracy, "x", color="0.55", label="published, photographs")
     axes[0].axhline(runs.majority.max(), color="0.5", linestyle=":")
     axes[0].legend(fontsize=8)
-    return titled(fig, panel.title, sign_note(runs))
+    return captioned(fig, panel.title, _sentence(panel, rows, theirs), *_notes(panel, rows))
 
 # %% ../../nbs/signs/results.ipynb #a606b2bb
 def _show_kept(ax, picture, shown, kept):  # `shown`: a record of `show_signs`; `kept`: the patches of this picture
@@ -174,8 +203,14 @@ def _show_kept(ax, picture, shown, kept):  # `shown`: a record of `show_signs`; 
         ax.add_patch(Rectangle((t.x * f, t.y * f), t.w * f, t.h * f, facecolor=colour, alpha=0.45))
     x0, y0, x1, y1 = (v * f for v in shown["box"])
     ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="cyan", linewidth=1.5))
-    ax.set_title(shown["sign"], fontsize=9)
+    ax.set_title(shown["sign"], fontsize=10)
     ax.set_axis_off()
+
+
+def _touches(shown, kept):  # does a kept patch touch the box of the sign?
+    x0, y0, x1, y1 = shown["box"]
+    over = (kept.x < x1) & (kept.x + kept.w > x0) & (kept.y < y1) & (kept.y + kept.h > y0)
+    return bool(over.any())
 
 
 def sign_maps(folder: str | Path, pictures: int = 4):  # matplotlib figure
@@ -187,16 +222,17 @@ def sign_maps(folder: str | Path, pictures: int = 4):  # matplotlib figure
         return None
     run, kept = read_manifest(folder)["parameters"], pd.DataFrame(read_csv(folder / "selected_patches.csv"))
     sheet = read_sheet(folder / "shown.jpg", shown)
-    fig, axes = plt.subplots(1, len(shown), figsize=(4.6 * len(shown), 3.9), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(1, len(shown), figsize=(2.5 * len(shown) + 0.8, 2.4), layout="constrained", squeeze=False)
+    found = 0
     for ax, r in zip(axes[0], shown):
         patches = kept[kept.image == r["image"]].drop(columns="image").apply(pd.to_numeric)
         _show_kept(ax, sheet[r["image"]], r, patches)
-    fig.colorbar(plt.cm.ScalarMappable(cmap="plasma"), ax=axes, label="attention, the largest being 1", shrink=0.8)
-    title = f"Where it looked: {run['scale']} scale, seed {run['seed']}"
-    fig.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    return fig
+        found += _touches(r, patches)
+    fig.colorbar(plt.cm.ScalarMappable(cmap="plasma"), ax=axes, label="attention, largest 1", shrink=0.8)
+    shows = f"In {found} of {len(shown)} test pictures a kept patch touches the sign (box)."
+    return captioned(fig, "Where it looked", shows, f"{run['scale'].capitalize()} scale, seed {run['seed']}.")
 
-
+# %% ../../nbs/signs/results.ipynb #b158f868
 def sign_figures(experiment: str, runs: pd.DataFrame) -> dict:  # name of the file -> figure
     "The figures of runs on the same data. The file name contains the data, and `changed` if a parameter was changed."
     data = "" if runs.data[0] == "scenes" else f"_{Path(runs.data[0]).name}"

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 
 from ..base.core import read_csv, read_json
 from ..base.images import read_sheet
-from ..runs.pictures import titled
+from ..runs.captions import captioned, course, scale_note
 from ..runs.run import Run, reduction_text
 from ..runs.status import read_manifest
 from ..runs.tables import figures_by_data
@@ -48,12 +48,12 @@ def top_tiles(folder: str | Path, n: int = 5) -> pd.DataFrame:  # slide, label, 
 
 # %% ../../nbs/slides/results.ipynb #b75d3a82
 def slide_note(runs: pd.DataFrame) -> str:
-    "Scale, slides, and what differs from the published setting, in a line."
+    "What a caption has no room for: scale, slides, and what differs from the published setting."
     data = "slides made here" if runs.data.iloc[0] == "made" else Path(runs.data.iloc[0]).name
     reduced = "; ".join(reduction_text(list(runs.reduced))) or "nothing"
     return (
         f"{runs.scale.iloc[0]} scale on {data}: {runs.train_slides.iloc[0]} slides to train on, "
-        f"{runs.n.iloc[0]} to test. A dot is a run. Differs from the paper in: {reduced}."
+        f"{runs.n.iloc[0]} to test. Differs from the paper in: {reduced}."
     )
 
 
@@ -76,7 +76,12 @@ def auc_by_memory(runs: pd.DataFrame):  # matplotlib figure
         ax.axhline(0.5, color="0.5", linestyle=":")
         ax.set(xlabel="M, tiles in memory", ylabel=label, ylim=(0, 1.05))
     axes[0].legend(title="seed", loc="lower right")
-    return titled(fig, "Tumour or not, from a few tiles of each slide", slide_note(runs))
+    means = runs.groupby("M").auc.mean()
+    shows = (
+        f"Area under the curve {course(means, 'M = {}')} ({runs.scale.iloc[0]} scale, {runs.n.iloc[0]} test slides)."
+    )
+    notes = "A dot is a run; dotted: guessing.", scale_note(runs)
+    return captioned(fig, "Tumour or not, from a few tiles of each slide", shows, *notes)
 
 # %% ../../nbs/slides/results.ipynb #74bbc9d2
 def _show_tiles(ax, thumbnail, scale, tiles):  # `scale`: pixels of the thumbnail for one at level 0
@@ -98,16 +103,19 @@ def slide_maps(folder: str | Path, slides: int = 4):  # matplotlib figure
     run, kept = read_manifest(folder)["parameters"], pd.DataFrame(read_csv(folder / "selected_patches.csv"))
     rows = {r["slide"]: r for r in read_csv(folder / "predictions.csv")}
     sheet = read_sheet(folder / "shown.jpg", shown)
-    fig, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown) + 0.8, 3.6), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(1, len(shown), figsize=(2.5 * len(shown) + 0.8, 3.0), layout="constrained", squeeze=False)
     for ax, s in zip(axes[0], shown):
         r, tiles = rows[s["image"]], kept[kept.slide == s["image"]].drop(columns="slide").apply(pd.to_numeric)
         _show_tiles(ax, sheet[s["image"]], s["scale"], tiles)
         truth = "tumour" if r["label"] == "1" else "none"
-        ax.set_title(f"{r['slide']}: {truth}, said {float(r['p_tumour']):.2f}", fontsize=9)
-    fig.colorbar(plt.cm.ScalarMappable(cmap="viridis"), ax=axes, label="attention, the largest being 1", shrink=0.8)
+        ax.set_title(f"{r['slide']}:\n{truth}, said {float(r['p_tumour']):.2f}", fontsize=10)
+    fig.colorbar(plt.cm.ScalarMappable(cmap="viridis"), ax=axes, label="attention, largest 1", shrink=0.8)
     n = kept["rank"].astype(int).max() + 1
-    text = f"{run['scale']} scale, M = {run['M']}, seed {run['seed']}: the {n} most attended tiles of test slides."
-    return titled(fig, "Where it looked", text)
+    right = sum((float(rows[s["image"]]["p_tumour"]) > 0.5) == (rows[s["image"]]["label"] == "1") for s in shown)
+    shows = f"{right} of {len(shown)} test slides are answered right; coloured: the {n} most attended tiles of each."
+    return captioned(
+        fig, "Where it looked", shows, f"{run['scale'].capitalize()} scale, M = {run['M']}, seed {run['seed']}."
+    )
 
 # %% ../../nbs/slides/results.ipynb #3418a97f
 def slide_figures(experiment: str, runs: pd.DataFrame) -> dict:  # name of the file -> figure
