@@ -70,10 +70,16 @@ class Change(NamedTuple):
         shown = {"rises": d > margin, "falls": d < -margin, "same": abs(d) + margin <= SAME}
         return {name for name, so in shown.items() if so}
 
-    def seeds_needed(self) -> int | None:  # on each side; None: more than `MOST_SEEDS`, or the images set the margin
-        """With how many seeds these means and this deviation would be clear, the number of test images being as it is.
+    def images_suffice(self) -> bool:
+        "Would the test images leave these means clear, if seeds did not differ at all?"
+        return bool(Change(*[m._replace(sd=0.0, seeds=2) for m in self]).found())
 
-        `ValueError` if no side has two seeds, so that no deviation is known."""
+    def seeds_needed(self) -> int | None:  # on each side; None: more than `MOST_SEEDS`
+        """The smallest number of seeds on each side with which these means and this deviation would be clear.
+
+        Pooled two-sample t interval: 95 % margin t(2n - 2) sd √(2/n), which must be below the difference, or for "same"
+        below `SAME` less the difference; never less than what the test images leave open. `ValueError` if no side has
+        two seeds, so that no deviation is known."""
         if math.isnan(self.sd):
             raise ValueError("one seed on each side: how much seeds differ is not known")
         for n in range(2, MOST_SEEDS + 1):

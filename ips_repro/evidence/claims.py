@@ -8,11 +8,13 @@ __all__ = ['claims', 'published_table', 'our_table', 'rows_in', 'Evidence', 'pub
 
 # %% ../../nbs/evidence/claims.ipynb #2424df5b
 from importlib.resources import files
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from ..base.core import out_root, project_root
 from ..digits.tables import SETTING, TASK_NAMES
 from .change import Change, mean_of
 from ..runs.quick_scale import FIXED, quick_scale, setting
@@ -97,9 +99,15 @@ class Evidence(NamedTuple):
     scale: str
     values: dict  # parameter that does not change -> its value in words, where it is known
     reduced: dict  # parameter -> how our runs differ from the paper's plan, in words
+    folders: tuple = ((), ())  # of our runs on both sides, as below the folder that has `results/`
 
     def verdict(self, claim) -> str:
         return self.change.verdict(claim.expect, claim.chance, claim.needs)
+
+
+def _below(folder):  # "results/quick/Noise_Size/results_…/seed_0", of a run here or of one that comes with the project
+    folder = Path(folder)
+    return next(folder.relative_to(r).as_posix() for r in (out_root(), project_root()) if folder.is_relative_to(r))
 
 
 def _evidence(table, names, score, parameters, n=None, scale="paper"):  # None if one of the settings is not there
@@ -113,7 +121,8 @@ def _evidence(table, names, score, parameters, n=None, scale="paper"):  # None i
     reductions = reduction_text(list(both.reduced)) if "reduced" in both else []
     reduced = {text.partition(" ")[0]: text for text in reductions}
     change = Change(*(mean_of(p, score, n or p.n.iloc[0], parameters) for p in parts))
-    return Evidence(change, _varied_text(start, end), _fixed_text(at), scale, values, reduced)
+    folders = tuple(tuple(map(_below, p.folder)) if "folder" in p else () for p in parts)
+    return Evidence(change, _varied_text(start, end), _fixed_text(at), scale, values, reduced, folders)
 
 # %% ../../nbs/evidence/claims.ipynb #17553fa1
 def published_evidence(claim, table: pd.DataFrame) -> Evidence | None:  # a row of `claims`; from `published_table`

@@ -7,6 +7,7 @@ __all__ = ['ABOUT', 'claims_table', 'claims_summary', 'sentence', 'in_common', '
 
 # %% ../../nbs/evidence/claims_text.ipynb #15016b59
 import re
+from pathlib import PurePosixPath
 
 from ..digits.curves import curves_text
 from .change import MOST_SEEDS, SAME
@@ -71,6 +72,7 @@ def _count(verdicts):  # "yes 5 (3 with one seed), no 1"
 
 def _cell(evidence, claim):  # of the table
     about = f"{_worded(evidence.varied)}; {_seeds(evidence)}"
+    about += f"; {_would_take(evidence.change)}" * (evidence.verdict(claim) == "unclear")
     return f"**{evidence.verdict(claim)}**: {_numbers(evidence)}<br>{about}"
 
 
@@ -110,21 +112,32 @@ def _holds(verdict):
 
 
 def _would_take(change):  # what an unclear difference would take to be clear
+    if not change.images_suffice():
+        images = " and ".join(dict.fromkeys(f"{m.n:,}" for m in change))
+        return f"no number of seeds would tell, with {images} test images"
     try:
         n = change.seeds_needed()
     except ValueError:
         return "two seeds on each side would show how much seeds differ"
-    if n:
-        return f"with this difference and deviation, {n} seeds on each side would tell"
-    return f"with this difference and deviation, not even {MOST_SEEDS} seeds on each side would tell"
+    return f"{n or f'more than {MOST_SEEDS}'} seeds on each side would tell"
 
 
 def _outcome(evidence, claim):
     fixed = f"{evidence.fixed}; " if evidence.fixed else ""
-    about = f"{evidence.varied}; {fixed}{_seeds(evidence)}"
+    about = f"{evidence.varied}; {fixed}{_seeds(evidence)}; margin {evidence.change.margin:.3f}"
     verdict = evidence.verdict(claim)
     more = f"; {_would_take(evidence.change)}" if verdict == "unclear" else ""
     return f"{_numbers(evidence)} ({about}), {_holds(verdict)}{more}."
+
+
+def _computed_from(evidence):  # the runs on both sides, by folder
+    sides = []
+    for folders in evidence.folders:
+        seeds = {}
+        for folder in map(PurePosixPath, folders):
+            seeds.setdefault(folder.parent, []).append(folder.name.removeprefix("seed_"))
+        sides.append(", ".join(f"`{name}` (seed {', '.join(numbers)})" for name, numbers in seeds.items()))
+    return f" Computed from {' against '.join(sides)}."
 
 
 def sentence(
@@ -140,7 +153,7 @@ def sentence(
     if ours is None:
         return f"{text} Ours: not run yet."
     score = f", {claim.score}" if theirs is None else ""
-    text += f" Ours, {ours.scale} scale{score}: {_outcome(ours, claim)}"
+    text += f" Ours, {ours.scale} scale{score}: {_outcome(ours, claim)}{_computed_from(ours)}"
     if rest := [r for r in differs(ours, theirs) if r not in known]:
         text += f" Ours{' also' * bool(known)} differ from the paper's settings in: {'; '.join(rest)}."
     return text
@@ -191,7 +204,9 @@ def claims_text() -> str:  # markdown
 
 ABOUT = (
     "Mean ± standard deviation over the seeds. A difference counts if it exceeds its margin (95 %, of the seeds or of "
-    f"the test images, whichever is more), and is none if it is below {SAME:g} give or take the margin."
+    f"the test images, whichever is more), and is none if it is below {SAME:g} give or take the margin. How many "
+    "seeds would tell holds for the same difference and deviation. What is ours can be checked with `results/` alone: "
+    "below, each verdict names its runs, whose scores are in their `summary.json`."
 )
 
 
