@@ -24,6 +24,7 @@ class Figure(NamedTuple):
     where: str = ""  # which rows, as a pandas query
     also: tuple = ()  # other experiments with points on the same axis
     theirs: tuple = ()  # other experiments of which only the published runs are shown
+    beside: bool = True  # are bounds, and runs with equal steps, shown beside ours?
     at: str = "{}"  # how a place on the axis reads in a sentence
     line: str = "{}"  # how a colour reads in a sentence
     across: bool = False  # is the sentence about the colours at one place, rather than about one line?
@@ -39,10 +40,20 @@ FIGURES = {  # experiment -> name of the file, how it is drawn
             True,
             "canvas != 1500 or scale != 'published'",
             ("Dataset_Size",),
+            beside=False,  # they are at one place of this axis
             at="{} canvases",
             line="O2I {}",
             across=True,
-        )
+        ),
+        "O2I_datasize_bounds": Figure(
+            "o2i",
+            "training canvases",
+            "O2I in %",
+            "Would larger objects, or a better selection, help?",
+            True,
+            "canvas != 1500 or scale != 'published'",
+            at="O2I {} %",
+        ),
     },
     "Dataset_Size": {
         "Dataset_Size": Figure(
@@ -55,6 +66,10 @@ FIGURES = {  # experiment -> name of the file, how it is drawn
             line="O2I {}",
         )
     },
+}
+
+# %% ../../nbs/digits/figures.ipynb #9c9f3a94
+FIGURES |= {
     "Noise_Size": {
         "Noise_Size": Figure(
             "n_noise",

@@ -15,6 +15,8 @@ from ips_repro.digits.panels import (
     OUTCOMES,
     SOURCES,
     accuracy_panels,
+    is_beside,
+    is_bound,
     long_table,
     precision_note,
     quick_note,
@@ -102,15 +104,20 @@ def draw_accuracy(experiment: str, scales: tuple = ("paper", "quick")) -> dict: 
     for name, f in FIGURES[experiment].items():
         ours = _ours([experiment, *f.also], scales)
         part = _table(experiment, f, ours)
+        part = part if f.beside else part[~part.source.map(is_beside)]
         if len(part):
             shows = accuracy_sentence(part, f, list(SOURCES.values()))
             made[name] = accuracy_panels(part, f, shows, *_notes(ours, part, f, "task"))
     return made
 
 
+def _by_attention(ours):  # without bounds, which are not below the paper's scale for being bounds
+    return ours[ours.selector == "ips"] if len(ours) else ours
+
+
 def _notes(ours, part, f, measure):  # of the caption: what the bars are, if there are any, and at which scale ours are
     bars = part.groupby([f.x, f.hue, "source", measure]).seed.nunique().max() > 1
-    return [BARS] * bool(bars) + [scale_note(ours)]
+    return [BARS] * bool(bars) + [scale_note(_by_attention(ours))]
 
 
 def settings_note(experiment: str, scales: tuple = ("paper", "quick")) -> str:
@@ -159,7 +166,9 @@ def draw_selection(experiment: str, scales: tuple = ("paper", "quick")):  # matp
     measures = ["roi_recall", *(f"{kind}_{t}" for kind in kinds for t in TASK_NAMES)]
     ours = _ours([experiment, *f.also], scales)
     part = _labelled(experiment, f, ours, (*KEYS, *measures))
-    wide = part[(part.source != SOURCES["published"]) & (part.task == TASK_NAMES[0])].dropna(subset=["roi_recall"])
+    left_out = is_bound if f.beside else is_beside  # a bound selects by no attention
+    chosen = (part.source != SOURCES["published"]) & ~part.source.map(left_out)
+    wide = part[chosen & (part.task == TASK_NAMES[0])].dropna(subset=["roi_recall"])
     if not len(wide):
         return None
     wide = wide.astype(dict.fromkeys(measures, float)).sort_values([f.x, f.hue])
@@ -169,8 +178,9 @@ def draw_selection(experiment: str, scales: tuple = ("paper", "quick")):  # matp
         outcomes.append(_outcomes(rows))
         covered.append(rows.roi_recall.mean())
     shares = {t: pd.DataFrame([o[t] for o in outcomes], names) for t in TASK_NAMES}
-    title, shows = f"Where errors come from, by {f.xlabel or f.x}", _errors_text(shares[TASK_NAMES[0]])
-    return selection_panels(shares, pd.Series(covered, names), title, shows, scale_note(ours))
+    by, shows = " and ".join(dict.fromkeys([f.xlabel or f.x, f.hue])), _errors_text(shares[TASK_NAMES[0]])
+    title = f"Where errors come from, by {by}"
+    return selection_panels(shares, pd.Series(covered, names), title, shows, scale_note(_by_attention(ours)))
 
 
 def _errors_text(majority):  # the caption: the last bar in words
