@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ATTENTION', 'COLUMNS', 'ROWS', 'kept_patches', 'test_canvases', 'one_for_each', 'mapped_runs', 'Found', 'digits_of',
-           'thickened', 'draw_map', 'draw_patches', 'attention_maps', 'draw_maps']
+           'thickened', 'is_blank', 'draw_map', 'draw_patches', 'attention_maps', 'draw_maps']
 
 # %% ../../nbs/digits/attention_maps.ipynb #3b9df854
 from pathlib import Path
@@ -83,7 +83,12 @@ def thickened(canvas: np.ndarray, most: int = 300) -> np.ndarray:  # (H, W) uint
 
 # %% ../../nbs/digits/attention_maps.ipynb #6414e311
 ATTENTION = plt.get_cmap("YlOrRd")  # little to much
-_DIGIT = "#1f5fa8"
+_DIGIT, _BLANK = "#1f5fa8", "0.75"
+
+
+def is_blank(canvas: np.ndarray, kept: pd.DataFrame) -> np.ndarray:  # (M,) bool
+    "Which of the kept patches have no ink at all?"
+    return np.array([not canvas[int(r.y) : int(r.y + r.h), int(r.x) : int(r.x + r.w)].any() for r in kept.itertuples()])
 
 
 def draw_map(
@@ -92,13 +97,17 @@ def draw_map(
     kept: pd.DataFrame,  # from `kept_patches`
     digits: list[Found],  # from `digits_of`
 ):
-    "One canvas: a square for each kept patch, in the colour of its attention (the largest of the canvas being 1)."
+    """One canvas: a square for each kept patch, in the colour of its attention (the largest of the canvas being 1).
+
+    Blank patches are hollow, below the others."""
     (h, w), side = canvas.shape, 6.0  # of a square, points, if the patch is not larger
     ax.imshow(255 - thickened(canvas), cmap="gray", vmin=0, vmax=255, extent=(0, w, h, 0))
     size = max(side, kept.w.max() / w * ax.get_window_extent().width * 72 / ax.figure.dpi) ** 2
     centre = kept.x + kept.w / 2, kept.y + kept.h / 2
-    colours = ATTENTION(kept.score / kept.score.max())
-    ax.scatter(*(c[::-1] for c in centre), size, colours[::-1], marker="s", edgecolor="0.35", linewidth=0.5)
+    blank, colours = is_blank(canvas, kept), ATTENTION(kept.score / kept.score.max())
+    look = {"marker": "s", "linewidth": 0.5}
+    ax.scatter(*(c[blank] for c in centre), size, "white", edgecolor=_BLANK, **look)
+    ax.scatter(*(c[~blank][::-1] for c in centre), size, colours[~blank][::-1], edgecolor="0.35", **look)
     for digit in digits:
         x, y, radius = digit.x + digit.side / 2, digit.y + digit.side / 2, max(digit.side, 0.055 * w) * 0.75
         style = "-" if digit.kept >= 0.5 else ":"
@@ -113,46 +122,54 @@ def draw_patches(
     canvas: np.ndarray,
     kept: pd.DataFrame,
 ):
-    "Kept patches enlarged, those with most attention first, framed in its colour; strokes as they are."
+    "Kept patches enlarged, those with most attention first, framed in its colour; blank ones have a thin frame."
     for ax in axes:
         ax.set_axis_off()
-    for ax, r in zip(axes, kept.itertuples()):
+    for ax, r, blank in zip(axes, kept.itertuples(), is_blank(canvas, kept)):
         x, y, w, h = (int(v) for v in (r.x, r.y, r.w, r.h))
         ax.imshow(255 - canvas[y : y + h, x : x + w], cmap="gray", vmin=0, vmax=255)
-        frame = dict(edgecolor=ATTENTION(r.score / kept.score.max()), linewidth=3, clip_on=False)
-        ax.add_patch(Rectangle((-0.5, -0.5), w, h, fill=False, **frame))
+        colour, width = (_BLANK, 1) if blank else (ATTENTION(r.score / kept.score.max()), 3)
+        around = Rectangle((-0.5 - 0.04 * w, -0.5 - 0.04 * h), 1.08 * w, 1.08 * h, fill=False, clip_on=False)
+        around.set(edgecolor=colour, linewidth=width)  # and not over ink at the border
+        ax.add_patch(around)
 
 # %% ../../nbs/digits/attention_maps.ipynb #b811a531
 COLUMNS, ROWS = 8, 3  # of enlarged patches
 
 
-def _map_title(run, found):
+def _map_title(run, found, blank):  # blank: how many of the kept patches
     scale = "" if run.scale == "paper" else f" ({run.scale} scale)"
-    return f"O2I {run.o2i:g} %, {run.n_train} canvases{scale}\n{found} kept, M = {run.M}"
+    return f"O2I {run.o2i:g} %, {run.n_train} canvases{scale}\n{found} kept; {blank} of {run.M} kept patches are blank"
+
+
+def _parts(n):  # a figure, a subfigure for each of n runs, two in a row, and one for the colour bar
+    columns, rows = min(n, 2), -(-n // 2)
+    fig = plt.figure(figsize=(3.6 * columns + 0.7, 5.4 * rows), layout="constrained")
+    left, right = fig.subfigures(1, 2, width_ratios=[3.6 * columns, 0.7])
+    return fig, left.subfigures(rows, columns, squeeze=False).flat, right
 
 
 def attention_maps(
     runs: pd.DataFrame,  # from `one_for_each`
     image: int = 0,
 ):  # matplotlib figure
-    "The runs side by side, by O2I; below each canvas the patches that it attends to most, enlarged."
-    widths = [3.1] * len(runs) + [0.7]
-    fig = plt.figure(figsize=(sum(widths), 5.0), layout="constrained")
-    *parts, last = fig.subfigures(1, len(widths), width_ratios=widths)
-    found = {}
+    "The runs by O2I, two in a row; below each canvas the patches that it attends to most, enlarged."
+    (fig, parts, last), found = _parts(len(runs)), {}
     for part, run in zip(parts, runs.itertuples()):
         canvases, kept = test_canvases(as_made(read_manifest(run.folder), DEFAULTS)), kept_patches(run.folder, image)
         canvas, digits = canvases.render(image), digits_of(canvases, image, kept)
-        found[run.o2i] = f"{sum(d.kept >= 0.5 for d in digits)} of {len(digits)} digits"
+        found[f"{run.o2i:g}"] = n = str(sum(d.kept >= 0.5 for d in digits))
         above, below = part.subfigures(2, 1, height_ratios=[3.2, 1.3])
         ax = above.subplots()
         draw_map(ax, canvas, kept, digits)
-        ax.set_title(_map_title(run, found[run.o2i]), fontsize=10)
+        ax.set_title(_map_title(run, f"{n} of {len(digits)} digits", is_blank(canvas, kept).sum()), fontsize=10)
         draw_patches(list(below.subplots(ROWS, COLUMNS).flat), canvas, kept)
     bar = last.colorbar(plt.cm.ScalarMappable(cmap=ATTENTION), cax=last.add_axes((0.1, 0.25, 0.2, 0.5)))
     bar.set_label("attention, the largest being 1")
-    marks = "Squares: kept patches, larger than they are, and enlarged below. Circles: digits, solid if half is kept."
-    shows = "Kept: " + ", ".join(f"{digits} at O2I {o2i:g} %" for o2i, digits in found.items()) + "."
+    marks = (
+        "Squares: kept patches, hollow if blank, larger than they are; enlarged below. Circles: digits, solid if kept."
+    )
+    shows = f"Kept at O2I {', '.join(found)} %: {', '.join(found.values())} of {len(digits)} digits."
     return captioned(fig, "Where it looked, on a test canvas", shows, marks, scale_note(runs))
 
 
