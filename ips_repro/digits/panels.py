@@ -162,7 +162,7 @@ def _label_axis(ax, ticks, names, log_x):
 
 def _readable(ticks, log_x):  # the first, the last, and those between that have room for a label
     places = np.log(ticks) if log_x else np.array(ticks, float)
-    room, kept = 0.12 * (places[-1] - places[0]), [0]
+    room, kept = 0.14 * (places[-1] - places[0]), [0]
     for i in range(1, len(ticks) - 1):
         if places[i] - places[kept[-1]] >= room and places[-1] - places[i] >= room:
             kept.append(i)
