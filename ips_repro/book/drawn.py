@@ -48,13 +48,24 @@ def read_by(code: str, results: Path, files: list[Path]) -> list[Path]:
     return sorted(found)
 
 # %% ../../nbs/book/drawn.ipynb #bcea3d6e
+def _pictures(code, root):  # the figures of the project that are named like the experiments in the code
+    words, folder = set(re.findall(r"\w+", code)), root / "figures"
+    if not folder.is_dir():
+        return []
+    there = committed(folder)
+    there = sorted(folder.glob("*.png")) if there is None else sorted(p for p in there if p.suffix == ".png")
+    return [p for p in there if p.is_file() and any(p.stem == word or p.stem.startswith(f"{word}_") for word in words)]
+
+
 def drawn_from(
     path: str | Path,  # an experiment notebook
     root: Path,  # of the project
     only_committed: bool = False,  # leave out results that git does not know?
     places: list[Path] | None = None,  # where results lie; None: in the project
 ) -> str:  # 64 hex digits
-    "A hash of what its figures and tables are made from: its code, the published numbers and the results it reads."
+    """A hash of what its figures and tables are made from: its code, the published numbers and the results it reads.
+
+    The figures under `figures/` are in it, too: when the code that draws them changes, they are drawn first."""
     code = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code")
     digest = hashlib.sha256(code.encode())
     files = [(root, file) for file in sorted((root / "ips_repro" / "data").iterdir()) if file.is_file()]
@@ -63,6 +74,7 @@ def drawn_from(
         if only_committed and (known := committed(results)) is not None:
             there = [file for file in there if file in set(known)]
         files += [(results, file) for file in read_by(code, results, there)]
+    files += [(root, file) for file in _pictures(code, root)]
     for place, file in files:
         digest.update(file.relative_to(place).as_posix().encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

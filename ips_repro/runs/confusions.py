@@ -53,7 +53,7 @@ def draw_confusion(counts: pd.DataFrame, title: str, *notes: str):  # matplotlib
     how = dict(annot=few, cmap="Blues", square=True, cbar=not few, xticklabels=few, yticklabels=few)
     shares = counts.div(counts.sum(1).clip(lower=1), axis=0)
     for ax, values, fmt, name in zip(axes, (counts, shares), ("d", ".2f"), ("pictures", "share of the true class")):
-        sns.heatmap(values, ax=ax, fmt=fmt, annot_kws={"fontsize": 8}, **how)
+        sns.heatmap(values, ax=ax, fmt=fmt, annot_kws={"fontsize": 9}, **how)
         ax.set(title=name, xlabel="predicted", ylabel="true")
         ax.tick_params(axis="y", labelrotation=0, labelsize=9)
         ax.tick_params(axis="x", labelrotation=45, labelsize=9)
