@@ -7,7 +7,6 @@ __all__ = ['ABOUT', 'claims_table', 'claims_summary', 'sentence', 'in_common', '
 
 # %% ../../nbs/evidence/claims_text.ipynb #15016b59
 import re
-from pathlib import PurePosixPath
 
 from ..digits.curves import curves_text
 from .change import MOST_SEEDS, SAME
@@ -130,16 +129,6 @@ def _outcome(evidence, claim):
     return f"{_numbers(evidence)} ({about}), {_holds(verdict)}{more}."
 
 
-def _computed_from(evidence):  # the runs on both sides, by folder
-    sides = []
-    for folders in evidence.folders:
-        seeds = {}
-        for folder in map(PurePosixPath, folders):
-            seeds.setdefault(folder.parent, []).append(folder.name.removeprefix("seed_"))
-        sides.append(", ".join(f"`{name}` (seed {', '.join(numbers)})" for name, numbers in seeds.items()))
-    return f" Computed from {' against '.join(sides)}."
-
-
 def sentence(
     claim,  # a row of `claims`
     theirs: Evidence | None,
@@ -153,7 +142,7 @@ def sentence(
     if ours is None:
         return f"{text} Ours: not run yet."
     score = f", {claim.score}" if theirs is None else ""
-    text += f" Ours, {ours.scale} scale{score}: {_outcome(ours, claim)}{_computed_from(ours)}"
+    text += f" Ours, {ours.scale} scale{score}: {_outcome(ours, claim)} Computed from {ours.runs()}."
     if rest := [r for r in differs(ours, theirs) if r not in known]:
         text += f" Ours{' also' * bool(known)} differ from the paper's settings in: {'; '.join(rest)}."
     return text

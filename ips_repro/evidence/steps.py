@@ -6,8 +6,7 @@
 __all__ = ['CONTROLLED', 'more_canvases', 'steps_text']
 
 # %% ../../nbs/evidence/steps.ipynb #da4e918b
-from .change import Change, mean_of
-from .claims import our_table, rows_in
+from .claims import Evidence, evidence, important, our_table
 from ..runs.quick_scale import quick_scale
 from ..runs.registry import experiments
 
@@ -21,29 +20,20 @@ def _sizes():  # smallest and largest number of canvases, and the epochs of all 
     return min(sizes), max(sizes), fixed.settings["n_epochs"]
 
 
-def more_canvases() -> tuple[Change | None, Change | None]:
+def more_canvases() -> tuple[Evidence | None, Evidence | None]:
     "What more canvases bring with as many epochs, and with as many steps; None where runs are missing."
     small, large, epochs = _sizes()
     table, family = our_table(CONTROLLED, "quick"), experiments()[CONTROLLED].family
-    if not len(table):
-        return None, None
-    important = [k for k in family.defaults if k not in family.unimportant]
-
-    def side(n_train, n_epochs):
-        rows = rows_in(table, {"n_train": n_train, "n_epochs": n_epochs})
-        return mean_of(rows, _SCORE, rows.n.iloc[0], important) if len(rows) else None
-
-    end = side(large, epochs)
-    starts = side(small, epochs), side(small, epochs * large // small)
-    epochs_alike, steps_alike = (Change(start, end) if start and end else None for start in starts)
-    return epochs_alike, steps_alike
+    end = f"n_train={large}, n_epochs={epochs}"
+    starts = (f"n_train={small}, n_epochs={n}" for n in (epochs, epochs * large // small))
+    return tuple(evidence(table, (s, end, ""), _SCORE, important(family), scale="quick") for s in starts)
 
 # %% ../../nbs/evidence/steps.ipynb #350f4072
 _SHOWN = {"rises": "which is better", "falls": "which is worse", "same": "which is no difference"}
 
 
-def _in_words(change):
-    found = change.found()
+def _in_words(shown):
+    change, found = shown.change, shown.change.found()
     word = next((_SHOWN[name] for name in _SHOWN if name in found), "which is unclear")
     seeds = "/".join(dict.fromkeys(str(m.seeds) for m in change))
     return f"{change.start} → {change.end} ({seeds} seeds), {word}"
@@ -64,10 +54,15 @@ def steps_text() -> str:  # markdown
         f"{_in_words(epochs_alike)}, with {epochs} epochs of both; {_in_words(steps_alike)}, with as many steps "
         f"({longer} epochs of {small} canvases). "
     )
-    if "rises" not in epochs_alike.found():
-        return text + "With as many epochs nothing is gained, so there is nothing to explain."
-    if "rises" in steps_alike.found():
-        return text + "So more canvases are better, and not only because they make more steps."
-    if "same" in steps_alike.found() or "falls" in steps_alike.found():
-        return text + "So what more canvases seem to bring is brought by more steps."
-    return text + "Whether it is the canvases or the steps stays open."
+    runs = f" Computed from {epochs_alike.runs()}, and from {steps_alike.runs()}."
+    return text + _answer(epochs_alike.change.found(), steps_alike.change.found()) + runs
+
+
+def _answer(epochs_alike, steps_alike):  # what both comparisons found
+    if "rises" not in epochs_alike:
+        return "With as many epochs no gain is clear, so there is nothing to explain."
+    if "rises" in steps_alike:
+        return "So more canvases are better, and not only because they make more steps."
+    if "same" in steps_alike or "falls" in steps_alike:
+        return "So what more canvases seem to bring is brought by more steps."
+    return "Whether it is the canvases or the steps stays open."
