@@ -13,7 +13,7 @@ import seaborn as sns
 from .attention_maps import digits_of, draw_map, draw_patches, kept_patches, test_canvases
 from .curves import recorded_curve
 from .tables import TASK_NAMES, read_runs
-from ..runs.captions import captioned, course
+from ..runs.captions import captioned
 from ..runs.tables import shown_scales
 
 # %% ../../nbs/digits/first_look.ipynb #e561ef3a
@@ -58,7 +58,9 @@ def first_look(
 def _sentence(run):
     task = TASK_NAMES[0]
     tested = recorded_curve(run.folder)["test"][task].dropna()
-    return f"{task.capitalize()} accuracy on test canvases {course(tested, 'epoch {}')}."
+    ends = dict.fromkeys(tested.index[[0, -1]])
+    course = ", ".join(f"{tested[epoch]:.2f} after epoch {epoch}" for epoch in ends)
+    return f"{task.capitalize()} accuracy on test canvases: {course}."
 
 
 def draw_first_look(name: str = "First_Look", scale: str = "paper") -> dict:  # name of the file -> matplotlib figure

@@ -24,11 +24,8 @@ from ..runs.tables import finished_runs, published_runs
 # %% ../../nbs/digits/tables.ipynb #7475f54c
 TASK_NAMES = ("majority", "max", "top", "multi")
 COMPARED = {t: f"test_{t}" for t in TASK_NAMES}  # what is compared with the published runs -> its column
-SELECTION = {
-    "roi_recall": "digits selected (ROI recall)",
-    "roi_recall_one_patch": "digits of which one patch covers half",
-    "attention_entropy": "attention entropy",
-}
+# digits of which kept patches cover half, and of which one patch does; how evenly attention is spread
+SELECTION = ("roi_recall", "roi_recall_one_patch", "attention_entropy")
 
 
 def row(run: Run, folder: str | Path) -> dict:
