@@ -48,13 +48,16 @@ def read_by(code: str, results: Path, files: list[Path]) -> list[Path]:
     return sorted(found)
 
 # %% ../../nbs/book/drawn.ipynb #bcea3d6e
-def _pictures(code, root):  # the figures of the project that are named like the experiments in the code
-    words, folder = set(re.findall(r"\w+", code)), root / "figures"
-    if not folder.is_dir():
-        return []
-    there = committed(folder)
-    there = sorted(folder.glob("*.png")) if there is None else sorted(p for p in there if p.suffix == ".png")
-    return [p for p in there if p.is_file() and any(p.stem == word or p.stem.startswith(f"{word}_") for word in words)]
+def _pictures(code, root):  # name -> hash: the figures that are named like the experiments in the code
+    folder, words = root / "figures", set(re.findall(r"\w+", code))
+    try:  # as they are in git's index: not those that somebody draws to look at results of their own
+        command = ["git", "ls-files", "-s", "--", "*.png"]
+        listed = subprocess.run(command, cwd=folder, capture_output=True, check=True, text=True).stdout.splitlines()
+        hashes = {Path(line.partition("\t")[2]).stem: line.split()[1] for line in listed}
+    except (OSError, subprocess.CalledProcessError):
+        hashes = {p.stem: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*.png")}
+    ours = re.compile(rf"({'|'.join(sorted(words))})(_.*)?")
+    return {name: hashes[name] for name in sorted(hashes) if ours.fullmatch(name)}
 
 
 def drawn_from(
@@ -74,9 +77,9 @@ def drawn_from(
         if only_committed and (known := committed(results)) is not None:
             there = [file for file in there if file in set(known)]
         files += [(results, file) for file in read_by(code, results, there)]
-    files += [(root, file) for file in _pictures(code, root)]
     for place, file in files:
         digest.update(file.relative_to(place).as_posix().encode() + hashlib.sha256(file.read_bytes()).digest())
+    digest.update(json.dumps(_pictures(code, root)).encode())
     return digest.hexdigest()
 
 

@@ -64,11 +64,17 @@ def _nbdev_test(words, env, log):
 def test_one(path: str | Path, flags: str, timeout: float, env: dict = {}) -> tuple[Path, bool, float, str]:
     """Test one notebook; it is stopped after `timeout` seconds, with all that it started.
 
+    Its results and temporary files go to a folder of its own, which is removed in the end.
+
     Returns (path, passed, seconds, output)."""
     start, fork = time.perf_counter(), multiprocessing.get_context("forkserver")
     fork.set_forkserver_preload(_HEAVY)
     words = ["--path", str(path), *(["--flags", flags] if flags else [])]
-    with tempfile.NamedTemporaryFile("r", errors="replace") as log:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as out,
+        tempfile.NamedTemporaryFile("r", errors="replace") as log,
+    ):
+        env = {"IPS_REPRO_OUT": out, "TMPDIR": out, **env}
         process = fork.Process(target=_nbdev_test, args=(words, env, log.name))
         with _ONE:
             process.start()
@@ -121,9 +127,9 @@ def cmd_test(args) -> int:
     passed = []
     notebooks = sorted(find_notebooks(args.notebooks), key=lambda p: p.parent.name != "tests")  # the longest first
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.workers))  # before anything imports torch
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as out, ThreadPoolExecutor(args.workers) as pool:
+    with ThreadPoolExecutor(args.workers) as pool:
         timeout = args.timeout or (1500 if args.slow else 300)
-        env = {"IPS_REPRO_OUT": out, "TMPDIR": out, "IPS_REPRO_SLOW": "1" if args.slow else ""}
+        env = {"IPS_REPRO_SLOW": "1" if args.slow else ""}
         try:
             flags = "slow" if args.slow else ""
             for done in as_completed([pool.submit(test_one, p, flags, timeout, env) for p in notebooks]):
