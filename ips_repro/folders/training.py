@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from ..base.core import child_seed, read_csv, seed_libraries
 from ..base.download import cached
@@ -21,7 +23,7 @@ from .example import example_version, make_example
 from .images import KEEP_GIB, FolderImages, Variation, decode_all, random_variation
 from .listing import Listing, read_listing, write_split
 from .record import write_record
-from .settings import columns_of
+from .settings import PIECE, columns_of, in_pieces
 from ..ips.bag_net import BagIPSNet
 from ..ips.encoders import make_encoder, normalisation
 from ..train.setup import PICTURES, check_encoders, ips_settings
@@ -114,11 +116,23 @@ def load(run: dict, device="cpu", say=print) -> Data:
 
 # %% ../../nbs/folders/training.ipynb #7b5200de
 class ImageIPSNet(BagIPSNet):
-    "An IPS network that takes a list of `ImagePatches`; in training each is varied."
+    """An IPS network that takes a list of `ImagePatches`; in training each is varied.
 
-    def __init__(self, encoder, tasks, mean: tuple, std: tuple, augmented: bool, class_weights: list | None, **ips):
+    With `piece`, so many patches are trained on at a time, and the encoder's batch norm keeps its statistics."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,  # (n, 3, p, p) -> (n, D), with attribute D
+        tasks: dict,  # as `IPSNet` takes them
+        mean: tuple,  # of three channels, in [0, 1]
+        std: tuple,
+        augmented: bool,
+        class_weights: list | None,
+        piece: int | None = None,  # patches whose activations are in memory at once; None: all
+        **ips,
+    ):
         super().__init__(encoder, tasks, **ips)
-        self.augmented = augmented
+        self.augmented, self.piece = augmented, piece
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         weights = None if class_weights is None else torch.tensor(class_weights)
@@ -130,6 +144,19 @@ class ImageIPSNet(BagIPSNet):
 
     def encode(self, x: Tensor, encoder=None) -> Tensor:  # (n, 3, p, p) in [0, 1] -> (n, D)
         return super().encode((x - self.mean) / self.std, encoder)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for part in self.encoder.modules() if self.piece else ():
+            if isinstance(part, _BatchNorm):
+                part.eval()
+        return self
+
+    def encode_kept(self, patches: Tensor) -> Tensor:  # (n, 3, p, p) of all images -> (n, D)
+        if self.piece is None or not self.training:
+            return super().encode_kept(patches)
+        encode = super().encode_kept
+        return torch.cat([checkpoint(encode, piece, use_reentrant=False) for piece in patches.split(self.piece)])
 
     def changes(self, B: int, g: torch.Generator | None, patch_size: int) -> list[Variation]:
         "How B images are varied in training."
@@ -162,7 +189,7 @@ def network(run: dict, facts: dict, device) -> ImageIPSNet:
     seed_libraries(child_seed(run["seed"], "weights"))
     tasks = {"label": ("sigmoid" if facts["several"] else "softmax", len(facts["classes"]))}
     mean, std = normalisation(run["backbone"])
-    ips = PICTURES | ips_settings(run, device)
+    ips = PICTURES | ips_settings(run, device) | {"piece": PIECE if in_pieces(run) else None}
     return ImageIPSNet(encoder_of(run), tasks, mean, std, run["augment"], facts["class_weights"], **ips).to(device)
 
 # %% ../../nbs/folders/training.ipynb #be7093bd

@@ -44,13 +44,14 @@ class BagIPSNet(IPSNet):
             parts.append(p._replace(attn=torch.nn.functional.pad(p.attn, (0, max(sizes) - p.attn.shape[-1]))))
         return Pooled(*(torch.cat(v) for v in zip(*parts)))
 
-    def _survivors(self, kept: list) -> Tensor:  # (sum of kept, D)
-        patches = torch.cat([k.patches for k in kept])
+    def encode_kept(self, patches: Tensor) -> Tensor:  # (n, ...) of all images -> (n, D)
+        "Embed what was kept, with gradient in training."
         return self.encode(patches.float() / 255 if patches.dtype == torch.uint8 else patches)
 
     def forward(self, bags: list, generator: torch.Generator = None) -> Output:
         seeds = self.image_seeds(len(bags), generator)
         kept = [self.select_one(bag, seed) for bag, seed in zip(bags, seeds)]
-        x = unless_marked(self._survivors(kept), torch.cat([k.selection.score[0] for k in kept]))
+        x = self.encode_kept(torch.cat([k.patches for k in kept]))
+        x = unless_marked(x, torch.cat([k.selection.score[0] for k in kept]))
         pooled = self._pooled(x, [len(k.patches) for k in kept], seeds)
         return Output(self.classify(pooled.tokens), pooled, [k.selection for k in kept])

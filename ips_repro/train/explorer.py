@@ -171,7 +171,7 @@ class _Reader(_Screen):  # what the upper three rows do
         self.play.max = self.step.max = n
         self.play.value = self.step.value = n
         self.changing = False
-        what = f"{self.seen.look.n_patches:,} patches of {self.frame[2]:,} × {self.frame[3]:,} px"
+        what = f"{self.frame[2]:,} × {self.frame[3]:,} px, {self.seen.look.n_patches:,} patches"
         note = f" ({self.seen.look.note})" if self.seen.look.note else ""
         self.say(f"{what} in {n:,} step{'s' * (n != 1)}. The run says: {self.seen.answer}{note}")
         self.show()
