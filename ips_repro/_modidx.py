@@ -1172,8 +1172,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                  'ips_repro/folders/settings.py'),
                                             'ips_repro.folders.settings.data_name': ( 'folders/settings.html#data_name',
                                                                                       'ips_repro/folders/settings.py'),
-                                            'ips_repro.folders.settings.in_pieces': ( 'folders/settings.html#in_pieces',
-                                                                                      'ips_repro/folders/settings.py'),
                                             'ips_repro.folders.settings.memory': ( 'folders/settings.html#memory',
                                                                                    'ips_repro/folders/settings.py'),
                                             'ips_repro.folders.settings.proposed_memory': ( 'folders/settings.html#proposed_memory',

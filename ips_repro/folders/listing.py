@@ -79,7 +79,10 @@ def _of_classes(folder, part):
         images = _images_below(class_folder)
         if not images:
             raise ValueError(f"data: {class_folder} has no images ({', '.join(SUFFIXES)}): an empty class")
-        items += [Item(p, (composed(class_folder.name),), part, "", str(p)) for p in images]
+        name = composed(class_folder.name)
+        if "|" in name or not as_text(name):  # tables mean several labels by a|b, and a missing one by nan
+            raise ValueError(f"data: {class_folder}: in a table, {name!r} would not be the name of one class")
+        items += [Item(p, (name,), part, "", str(p)) for p in images]
     return items
 
 
@@ -282,9 +285,8 @@ def read_listing(
 # %% ../../nbs/folders/listing.ipynb #eb6678dd
 def write_split(listing: Listing, path: str | Path) -> None:
     "Write down which image is in which part, as a table that `read_listed` reads."
-    rows = [
-        {"path": str(i.path), "label": "|".join(i.labels), "split": i.part, "group": i.group} for i in listing.items
-    ]
+    items = listing.items
+    rows = [{"path": str(i.path), "label": "|".join(i.labels), "split": i.part, "group": i.group} for i in items]
     write_csv(path, rows)
 
 

@@ -7,6 +7,7 @@ __all__ = ['DATA', 'Data', 'data_root', 'load', 'ImageIPSNet', 'balanced_weights
            'facts', 'title', 'each']
 
 # %% ../../nbs/folders/training.ipynb #6190767f
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from .example import example_version, make_example
 from .images import KEEP_GIB, FolderImages, Variation, decode_all, random_variation
 from .listing import Listing, read_listing, write_split
 from .record import write_record
-from .settings import PIECE, columns_of, in_pieces
+from .settings import columns_of
 from ..ips.bag_net import BagIPSNet
 from ..ips.encoders import make_encoder, normalisation
 from ..train.setup import PICTURES, check_encoders, ips_settings
@@ -73,11 +74,10 @@ def data_root(run: dict) -> Path:
     return make_example(cached(name), run["n_train"], run["n_test"], run["longest"])
 
 # %% ../../nbs/folders/training.ipynb #b3bca22a
-def _objects(root):
-    table = root / "objects.csv"
-    if not table.is_file():
+def _objects(run, root):  # known of the example only
+    if run["data"] != "example":
         return {}
-    return {root / r["path"]: tuple(int(r[k]) for k in "xywh") for r in read_csv(table)}
+    return {root / r["path"]: tuple(int(r[k]) for k in "xywh") for r in read_csv(root / "objects.csv")}
 
 
 def _usable(listing, bad, root):  # without the images that cannot be read, as long as every class has some left
@@ -112,7 +112,7 @@ def load(run: dict, device="cpu", say=print) -> Data:
     test, val = part("test"), part("val")
     not_used = {str(p): why for p, why in bad.items()}
     folder = root if root.is_dir() else root.parent
-    return Data(part("train"), val if len(val) else test, test, not_used, listing, folder, _objects(root))
+    return Data(part("train"), val if len(val) else test, test, not_used, listing, folder, _objects(run, root))
 
 # %% ../../nbs/folders/training.ipynb #7b5200de
 class ImageIPSNet(BagIPSNet):
@@ -147,16 +147,19 @@ class ImageIPSNet(BagIPSNet):
 
     def train(self, mode: bool = True):
         super().train(mode)
-        for part in self.encoder.modules() if self.piece else ():
-            if isinstance(part, _BatchNorm):
-                part.eval()
+        if self.piece:
+            for part in self.encoder.modules():
+                if isinstance(part, _BatchNorm):
+                    part.eval()
         return self
 
     def encode_kept(self, patches: Tensor) -> Tensor:  # (n, 3, p, p) of all images -> (n, D)
-        if self.piece is None or not self.training:
+        if not self.piece:
             return super().encode_kept(patches)
         encode = super().encode_kept
-        return torch.cat([checkpoint(encode, piece, use_reentrant=False) for piece in patches.split(self.piece)])
+        if self.training and not getattr(self.encoder, "frozen", False):
+            encode = partial(checkpoint, encode, use_reentrant=False)
+        return torch.cat([encode(piece) for piece in patches.split(self.piece)])
 
     def changes(self, B: int, g: torch.Generator | None, patch_size: int) -> list[Variation]:
         "How B images are varied in training."
@@ -189,7 +192,7 @@ def network(run: dict, facts: dict, device) -> ImageIPSNet:
     seed_libraries(child_seed(run["seed"], "weights"))
     tasks = {"label": ("sigmoid" if facts["several"] else "softmax", len(facts["classes"]))}
     mean, std = normalisation(run["backbone"])
-    ips = PICTURES | ips_settings(run, device) | {"piece": PIECE if in_pieces(run) else None}
+    ips = PICTURES | ips_settings(run, device) | {"piece": run["piece"] or None}
     return ImageIPSNet(encoder_of(run), tasks, mean, std, run["augment"], facts["class_weights"], **ips).to(device)
 
 # %% ../../nbs/folders/training.ipynb #be7093bd

@@ -44,7 +44,7 @@ def images_at_once(run: dict) -> int:
 def activations(run: dict, M: int, each: float | None = None) -> Part:
     "What is kept of M patches of each image for the backward pass; each: bytes per pixel of a patch, if known better."
     each = each or bytes_per_pixel(run["backbone"])
-    each = 60 if run["frozen"] else each  # without a backward pass only a few layers at a time
+    each = 320 if run["frozen"] else each  # without a backward pass only a few layers at a time; as measured
     each = each / 2 if run["precision"] == "bf16" else each
     B = images_at_once(run)
     what = f"what is kept of {B} x {M} patches of {run['patch_size']} px for the backward pass"

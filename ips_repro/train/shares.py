@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.modules._functions import SyncBatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
@@ -170,7 +171,7 @@ class WholeBatch(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is F.batch_norm and kwargs["training"]:
+        if func is F.batch_norm and kwargs["training"] and args[1] is not None:  # not weights that are standardised
             return _batch_norm(self.share, *args, **kwargs)
         if func is F.dropout and kwargs["training"] and kwargs["p"] and self.share.whole:
             return _dropout(self.share, *args, kwargs["p"])
@@ -183,9 +184,11 @@ def check_net(net: nn.Module) -> None:
     for name, module in net.named_modules():
         allowed = isinstance(module, nn.Dropout) and not (uneven and name.startswith("encoder."))
         other = isinstance(module, _DropoutNd) and not allowed and module.p
+        what = f"{name} of the network ({type(module).__name__})"
         if other or getattr(module, "drop_prob", 0):
-            what = f"{name} of the network ({type(module).__name__}) draws for each process apart"
-            raise ParameterError(f"devices: {what}; without --devices it can be trained")
+            raise ParameterError(f"devices: {what} draws for each process apart; without --devices it can be trained")
+        if isinstance(module, _BatchNorm) and not module.track_running_stats:
+            raise ParameterError(f"devices: {what} keeps no statistics; without --devices it can be trained")
 
 # %% ../../nbs/train/shares.ipynb #e6ed5660
 class _Step(nn.Module):  # what `DistributedDataParallel` has to see as one
