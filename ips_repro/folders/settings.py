@@ -66,7 +66,7 @@ RANGES = family.RANGES | {
 }
 
 # %% ../../nbs/folders/settings.ipynb #5ac7f37b
-_PIECE = 8  # patches whose activations are in memory at once, of an encoder that takes them in pieces
+_PIECE = 4 * 224**2  # pixels of the patches whose activations are in memory at once, where patches come in pieces
 
 
 def proposed_patch(height: float, width: float) -> int:  # pixels
@@ -97,16 +97,16 @@ def _complete(run, asked):
         run |= {"height": round(long * 0.68), "width": round(long * 0.68), "smallest": round(long * 0.32)}
     else:
         run |= dict.fromkeys(_MADE)
-    if native and run["piece"] is None and (run["pretrained"] or run["frozen"]):
-        run["piece"] = _PIECE
-    if native and not run["piece"] and "batch_size" not in asked:
-        run["batch_size"] = min(run["batch_size"], 4)  # patches are large
     sides = (run["height"], run["width"]) if native else (int(run["size"]),) * 2
     run["patch_size"] = run["patch_size"] or proposed_patch(*sides)
     run["stride"] = run["stride"] or run["patch_size"]
     if run["patch_size"] > min(sides) and ("patch_size" in asked or not native):  # a smaller image is padded
         what = f"a typical image ({sides[0]} x {sides[1]} px)" if native else f"size = {sides[0]}"
         raise ParameterError(f"patch_size: {run['patch_size']} px is more than {what}; at most {min(sides)} would do")
+    if native and run["piece"] is None and (run["pretrained"] or run["frozen"]):
+        run["piece"] = max(1, _PIECE // run["patch_size"] ** 2)
+    if native and not run["piece"] and "batch_size" not in asked:
+        run["batch_size"] = min(run["batch_size"], 4)  # patches are large
     n_patches = _patches_of(*sides, run["patch_size"], run["stride"])
     run["M"] = run["M"] or proposed_memory(run, n_patches)
     return run if native else run | kept_of(run, asked, n_patches)
