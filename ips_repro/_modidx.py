@@ -1269,6 +1269,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                   'ips_repro/ips/device.py'),
                                       'ips_repro.ips.device.bf16_pays': ('ips/device.html#bf16_pays', 'ips_repro/ips/device.py'),
                                       'ips_repro.ips.device.cap_memory': ('ips/device.html#cap_memory', 'ips_repro/ips/device.py'),
+                                      'ips_repro.ips.device.give_back_large_blocks': ( 'ips/device.html#give_back_large_blocks',
+                                                                                       'ips_repro/ips/device.py'),
                                       'ips_repro.ips.device.native_bf16': ('ips/device.html#native_bf16', 'ips_repro/ips/device.py'),
                                       'ips_repro.ips.device.numerics': ('ips/device.html#numerics', 'ips_repro/ips/device.py'),
                                       'ips_repro.ips.device.resolved_precision': ( 'ips/device.html#resolved_precision',

@@ -26,6 +26,7 @@ from .listing import Listing, read_listing, write_split
 from .record import write_record
 from .settings import columns_of
 from ..ips.bag_net import BagIPSNet
+from ..ips.device import give_back_large_blocks
 from ..ips.encoders import make_encoder, normalisation
 from ..train.setup import PICTURES, check_encoders, ips_settings
 from ..train.trainer import Trainer
@@ -94,6 +95,8 @@ def _usable(listing, bad, root):  # without the images that cannot be read, as l
 def load(run: dict, device="cpu", say=print) -> Data:
     "The images of a run; a line reports each that cannot be read. `ParameterError` says what is wrong with the data."
     size = None if run["size"] == "native" else int(run["size"])
+    if size is None:
+        give_back_large_blocks()
     try:
         root = data_root(run)
         listing = read_listing(root, **columns_of(run))

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'CAPS', 'native_bf16', 'bf16_pays', 'bf16_instructions', 'resolved_precision', 'numerics', 'cap_memory',
-           'spare_bytes']
+           'spare_bytes', 'give_back_large_blocks']
 
 # %% ../../nbs/ips/device.ipynb #5fc8295e
+import ctypes
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -110,3 +111,15 @@ def spare_bytes(device) -> int:
     device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     free = torch.cuda.mem_get_info(device)[0]
     return int(min(free, CAPS.get(device, free) - torch.cuda.memory_allocated(device)) // 2)
+
+# %% ../../nbs/ips/device.ipynb #15594d80
+def give_back_large_blocks(mib: int = 8) -> bool:
+    """From now on, give memory of so many MiB and more back to the system as soon as it is freed.
+
+    With glibc on Linux; returns False where that cannot be set."""
+    with suppress(OSError, AttributeError, TypeError):  # no such library, or no such function in it
+        return ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, mib * 2**20) == 1
+    return False
+
+
+_M_MMAP_THRESHOLD = -3  # in malloc.h
