@@ -26,8 +26,9 @@ from .listing import Listing, read_listing, write_split
 from .record import write_record
 from .settings import columns_of
 from ..ips.bag_net import BagIPSNet
-from ..ips.device import give_back_large_blocks
+from ..ips.device import give_back_memory
 from ..ips.encoders import make_encoder, normalisation
+from ..ips.streaming import Streamed
 from ..train.setup import PICTURES, check_encoders, ips_settings
 from ..train.trainer import Trainer
 
@@ -95,8 +96,6 @@ def _usable(listing, bad, root):  # without the images that cannot be read, as l
 def load(run: dict, device="cpu", say=print) -> Data:
     "The images of a run; a line reports each that cannot be read. `ParameterError` says what is wrong with the data."
     size = None if run["size"] == "native" else int(run["size"])
-    if size is None:
-        give_back_large_blocks()
     try:
         root = data_root(run)
         listing = read_listing(root, **columns_of(run))
@@ -155,6 +154,11 @@ class ImageIPSNet(BagIPSNet):
                 if isinstance(part, _BatchNorm):
                     part.eval()
         return self
+
+    def select_one(self, bag, seed: int) -> Streamed:
+        if self.piece and self.device.type == "cpu":
+            give_back_memory()  # what the image before took, in blocks of other sizes
+        return super().select_one(bag, seed)
 
     def encode_kept(self, patches: Tensor) -> Tensor:  # (n, 3, p, p) of all images -> (n, D)
         if not self.piece:

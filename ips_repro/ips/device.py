@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'CAPS', 'native_bf16', 'bf16_pays', 'bf16_instructions', 'resolved_precision', 'numerics', 'cap_memory',
-           'spare_bytes', 'give_back_large_blocks']
+           'spare_bytes', 'give_back_memory']
 
 # %% ../../nbs/ips/device.ipynb #5fc8295e
 import ctypes
@@ -113,12 +113,13 @@ def spare_bytes(device) -> int:
     return int(min(free, CAPS.get(device, free) - torch.cuda.memory_allocated(device)) // 2)
 
 # %% ../../nbs/ips/device.ipynb #15594d80
-def give_back_large_blocks(mib: int = 8) -> bool:
-    """From now on, give memory of so many MiB and more back to the system as soon as it is freed.
+def give_back_memory(mib: int = 8) -> bool:
+    """Give freed memory back to the system, and from now on blocks of so many MiB and more as soon as they are freed.
 
-    With glibc on Linux; returns False where that cannot be set."""
+    With glibc on Linux; returns False where that cannot be done."""
     with suppress(OSError, AttributeError, TypeError):  # no such library, or no such function in it
-        return ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, mib * 2**20) == 1
+        libc = ctypes.CDLL(None)
+        return libc.mallopt(_M_MMAP_THRESHOLD, mib * 2**20) == 1 and libc.malloc_trim(0) in (0, 1)
     return False
 
 
