@@ -7,15 +7,12 @@ __all__ = ['DATA', 'Data', 'data_root', 'load', 'ImageIPSNet', 'balanced_weights
            'facts', 'title', 'each']
 
 # %% ../../nbs/folders/training.ipynb #6190767f
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from ..base.core import child_seed, read_csv, seed_libraries
 from ..base.download import cached
@@ -25,10 +22,8 @@ from .images import KEEP_GIB, FolderImages, Variation, decode_all, random_variat
 from .listing import Listing, read_listing, write_split
 from .record import write_record
 from .settings import columns_of
-from ..ips.bag_net import BagIPSNet
-from ..ips.device import give_back_memory
+from ..ips.bag_net import PiecewiseIPSNet
 from ..ips.encoders import make_encoder, normalisation
-from ..ips.streaming import Streamed
 from ..train.setup import PICTURES, check_encoders, ips_settings
 from ..train.trainer import Trainer
 
@@ -117,10 +112,8 @@ def load(run: dict, device="cpu", say=print) -> Data:
     return Data(part("train"), val if len(val) else test, test, not_used, listing, folder, _objects(run, root))
 
 # %% ../../nbs/folders/training.ipynb #7b5200de
-class ImageIPSNet(BagIPSNet):
-    """An IPS network that takes a list of `ImagePatches`; in training each is varied.
-
-    With `piece`, so many patches are trained on at a time, and the encoder's batch norm keeps its statistics."""
+class ImageIPSNet(PiecewiseIPSNet):
+    "An IPS network that takes a list of `ImagePatches`; in training each is varied."
 
     def __init__(
         self,
@@ -130,11 +123,10 @@ class ImageIPSNet(BagIPSNet):
         std: tuple,
         augmented: bool,
         class_weights: list | None,
-        piece: int | None = None,  # patches whose activations are in memory at once; None: all
         **ips,
     ):
         super().__init__(encoder, tasks, **ips)
-        self.augmented, self.piece = augmented, piece
+        self.augmented = augmented
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         weights = None if class_weights is None else torch.tensor(class_weights)
@@ -146,27 +138,6 @@ class ImageIPSNet(BagIPSNet):
 
     def encode(self, x: Tensor, encoder=None) -> Tensor:  # (n, 3, p, p) in [0, 1] -> (n, D)
         return super().encode((x - self.mean) / self.std, encoder)
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if self.piece:
-            for part in self.encoder.modules():
-                if isinstance(part, _BatchNorm):
-                    part.eval()
-        return self
-
-    def select_one(self, bag, seed: int) -> Streamed:
-        if self.piece and self.device.type == "cpu":
-            give_back_memory()  # what the image before took, in blocks of other sizes
-        return super().select_one(bag, seed)
-
-    def encode_kept(self, patches: Tensor) -> Tensor:  # (n, 3, p, p) of all images -> (n, D)
-        if not self.piece:
-            return super().encode_kept(patches)
-        encode = super().encode_kept
-        if self.training and not getattr(self.encoder, "frozen", False):
-            encode = partial(checkpoint, encode, use_reentrant=False)
-        return torch.cat([encode(piece) for piece in patches.split(self.piece)])
 
     def changes(self, B: int, g: torch.Generator | None, patch_size: int) -> list[Variation]:
         "How B images are varied in training."
