@@ -214,4 +214,6 @@ def each(runs: list[dict], load) -> str:
         f"{len(data.train)} images to train on{val}, {len(data.held_out)} to test ({data.listing.how_split}), {size}"
     )
     patches = f"patches of {run['patch_size']} px, M = {run['M']}, I = {run['I']}, encoder {run['backbone']}"
+    if run["size"] == "native" and run["smallest"] < run["patch_size"]:
+        patches += f"; smaller images (the smallest side is {run['smallest']} px) are padded"
     return f"{run['n_epochs']} epochs, {len(data.classes)} classes, {images}; {patches}"
