@@ -9,6 +9,7 @@ __all__ = ['MOST_WORDS', 'STEADY', 'BARS', 'in_words', 'span', 'course', 'scale_
 import textwrap
 
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 # %% ../../nbs/runs/captions.ipynb #900c0c22
 MOST_WORDS = 40
@@ -81,10 +82,13 @@ def _wrapped(text, inches, points, em):  # em: width of a letter, in heights
 
 
 def captioned(fig, title: str, shows: str, *notes: str):  # the figure
-    """Put the title above everything that a figure has, and the `caption` below it.
+    """Put the title above everything that a figure has, and the `caption` below it. Axes of epochs get whole numbers.
 
     Both are set to be read where the figure is 800 px wide. Call it last: what is added later may cover them."""
     text = caption(shows, *notes)
+    for ax in fig.axes:
+        if ax.get_xlabel() == "epoch" and isinstance(ax.xaxis.get_major_locator(), MaxNLocator):
+            ax.xaxis.get_major_locator().set_params(integer=True)
     fig.draw_without_rendering()  # a layout has its final place after this
     box, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
     points, left, gap = max(9.0, box.width), box.x0 / width, 6 / 72 / height
