@@ -9,6 +9,7 @@ __all__ = ['Predictor']
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from ..base.core import write_atomic
 from ..base.download import cached
@@ -50,6 +51,13 @@ class Predictor(RunPredictor):
             if not path.is_file():
                 write_atomic(path, cv2.imencode(".png", canvases.render(i))[1].tobytes())
         return paths
+
+    def truth(self, item: str | Path) -> dict[str, str] | None:
+        if Path(item) not in (shown := self.test_inputs()):
+            return None
+        labels, number = test_canvases(self.run).labels, shown.index(Path(item))
+        one = {task: str(labels[task][number]) for task in ("majority", "max", "top")}
+        return one | {"multi": "|".join(str(digit) for digit in np.flatnonzero(labels["multi"][number]))}
 
     def look(self, item: str | Path, watch=None) -> Look:
         p, s, image = self.run["patch_size"], self.run["stride"], open_image(item)

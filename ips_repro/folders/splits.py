@@ -9,6 +9,7 @@ __all__ = ['split']
 import os
 import warnings
 from collections import Counter
+from fractions import Fraction
 
 from ..base.core import sha256
 from ..base.items import attempted
@@ -29,19 +30,23 @@ def _groups(items):  # images of a group, and files of the same content, stay to
     return [group(n, item) for n, item in enumerate(items)]
 
 
-def _folds(kinds, groups, n, seed):  # yields the places to test on
+def _parts_to_test(kinds, groups, n, n_test, seed):
+    "Split into `n` folds; yields the indices in each `n_test` folds that follow one another."
     from sklearn.model_selection import StratifiedGroupKFold  # which loads scipy
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a class with fewer images than folds is seen to below
         splitter = StratifiedGroupKFold(n, shuffle=True, random_state=seed)
-        yield from (set(test.tolist()) for _, test in splitter.split(kinds, kinds, groups))
+        folds = [test.tolist() for _, test in splitter.split(kinds, kinds, groups)]
+    for first in range(n):
+        chosen = (folds + folds)[first : first + n_test]
+        yield {i for fold in chosen for i in fold}
 
 
 def split(
     items: list,  # `Item`s of a [listing](listing.ipynb)
     seed: int,
-    test_fraction: float = 0.2,  # about; one in a whole number
+    test_fraction: float = 0.2,  # of the images, as nearly as groups and classes allow
 ) -> list:
     """The same items, each in `train` or `test`; as they are if they have parts already.
 
@@ -51,9 +56,11 @@ def split(
     count = Counter(name for i in items for name in i.labels)
     kinds = [min(i.labels, key=lambda name: (count[name], name)) for i in items]
     groups, classes = _groups(items), set(count)
-    most = min(round(1 / test_fraction), len(set(groups)), max(Counter(kinds).values()))
+    share = Fraction(test_fraction).limit_denominator(100)
+    most = min(share.denominator, len(set(groups)), max(Counter(kinds).values()))
     for n in range(most, 1, -1):
-        for tested in _folds(kinds, groups, n, seed):
+        n_test = max(1, round(share * n))
+        for tested in _parts_to_test(kinds, groups, n, n_test, seed):
             parts = ["test" if i in tested else "train" for i in range(len(items))]
             there = {(part, name) for part, i in zip(parts, items) for name in i.labels}
             if len(there) == 2 * len(classes):

@@ -14,7 +14,7 @@ from ..base.core import out_root, results_dirs, travelling_root, write_json
 from .family import CHOICES
 from .registry import experiments
 from .run import Run
-from .status import read_manifest, state, superseded, why_not_done
+from .status import OUTPUTS, read_manifest, state, superseded, why_not_done
 
 # %% ../../nbs/runs/reuse.ipynb #ff60677c
 def _computed(run):  # the run itself, and if its precision is `auto`, the same run in every explicit one
@@ -71,7 +71,7 @@ def adopt(source: str | Path, run: Run, **facts) -> bool:
     with tempfile.TemporaryDirectory(prefix=".copy", dir=folder.parent) as tmp:
         copy = Path(tmp) / folder.name
         copy.mkdir()
-        for name in (*manifest["outputs"], "status.json"):
+        for name in (*OUTPUTS, "status.json"):
             if (source / name).is_file():
                 shutil.copyfile(source / name, copy / name)
         write_json(copy / "manifest.json", manifest | facts)

@@ -52,8 +52,18 @@ def check_free(folder: str | Path):
         take_lock(folder, wait=0.5).release()  # another process that only looks takes it for a moment, too
 
 # %% ../../nbs/runs/status.ipynb #66af1972
-# a manifest lists those that a run has
-OUTPUTS = ("metrics.csv", "summary.json", "selected_patches.csv", "predictions.csv", "shown.jpg", "weights.safetensors")
+# whatever a run of any family writes; its manifest lists those that it has
+OUTPUTS = (
+    "metrics.csv",
+    "summary.json",
+    "selected_patches.csv",
+    "predictions.csv",
+    "shown.jpg",
+    "patches.jpg",
+    "split.csv",
+    "weights.safetensors",
+)
+_NOT_COMMITTED = {"split.csv", "weights.safetensors"}  # it holds paths of one machine; they are large
 
 
 def read_manifest(folder: str | Path) -> dict:  # with "parameters", "attempts" and "outputs", if only empty ones
@@ -144,7 +154,7 @@ def why_not_done(
 ) -> str | None:
     """Why this run is not done with exactly these parameters, or None if it is.
 
-    Weights may be missing (they are not committed), but not altered."""
+    Weights and the list of a user's own images may be missing (they are not committed), but not altered."""
     folder, ended = Path(folder), state(folder)
     if ended != "running" and (old := superseded(folder, parameters)):
         return old
@@ -161,7 +171,7 @@ def why_not_done(
     if not manifest["outputs"]:
         return "the manifest lists no outputs"
     for name in manifest["outputs"]:
-        if name != "weights.safetensors" and not (folder / name).is_file():
+        if name not in _NOT_COMMITTED and not (folder / name).is_file():
             return f"{name} is missing"
     altered = altered_output(folder, weights=True)
     return altered and f"{altered} is not what the run wrote"

@@ -18,7 +18,7 @@ from ..base.items import attempted
 from ..base.whole_slides import open_slide
 from ..runs.status import read_manifest, state
 from .predict import RunPredictor
-from .watching import Step, Watched, cut_patch, followed, frames, in_words, read_so_far
+from .watching import Step, Watched, answer_and_truth, cut_patch, followed, frames, read_so_far
 
 # %% ../../nbs/train/exploration.ipynb #6513e977
 _SIDE, _DETAIL = 640, 3000  # pixels of the longer side: the picture; the one that small patches are cut from
@@ -66,7 +66,7 @@ class Exploration:
         picture, scale = self.small
         height, width = (round(n / scale) for n in picture.shape[:2])
         self.whole = (0, 0, self.look.width or width, self.look.height or height)  # x, y, w, h, pixels of the input
-        self.answer = in_words(predictor, self.look)
+        self.answer, self.truth = answer_and_truth(predictor, item, self.look)
         self.quick = attempted(open_slide, item)[0] is not None  # can any part be read without what is above it?
         self.part, self.original = lru_cache(4)(self._part), lru_cache(256)(self._original)
 
@@ -94,7 +94,7 @@ class Exploration:
 
     def animation(self) -> list[np.ndarray]:
         "Its steps as frames, for `write_gif`."
-        return frames(Watched(*self.small, self.detail, self.steps, self.look, self.answer))
+        return frames(Watched(*self.small, self.detail, self.steps, self.look, self.answer, self.truth))
 
     def memory(self, step: int) -> tuple[np.ndarray, list[dict]]:  # uint8 (h, w, 3), boxes in it
         "The best patches in memory side by side, as a picture of its own."

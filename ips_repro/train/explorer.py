@@ -172,8 +172,9 @@ class _Reader(_Screen):  # what the upper three rows do
         self.play.value = self.step.value = n
         self.changing = False
         what = f"{self.frame[2]:,} × {self.frame[3]:,} px, {self.seen.look.n_patches:,} patches"
+        right = f" (truth: {self.seen.truth})" if self.seen.truth else ""
         note = f" ({self.seen.look.note})" if self.seen.look.note else ""
-        self.say(f"{what} in {n:,} step{'s' * (n != 1)}. The run says: {self.seen.answer}{note}")
+        self.say(f"{what} in {n:,} step{'s' * (n != 1)}. The run says: {self.seen.answer}{right}{note}")
         self.show()
 
 # %% ../../nbs/train/explorer.ipynb #2407a0ae

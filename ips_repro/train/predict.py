@@ -98,6 +98,10 @@ class RunPredictor:
         After every step `watch` is called with the patches that arrived and those that are kept, as boxes."""
         raise NotImplementedError
 
+    def truth(self, item) -> dict[str, str] | None:  # task -> as a column of `answers` names it
+        "The right answers of an input, if they are known, as those of `test_inputs` may be."
+        return None
+
     def picture(self, item, side: int = 1024) -> tuple[np.ndarray, float] | None:  # uint8 (h, w, 3), its scale
         "A small picture of an input, and how many of its pixels are one of the input's; None if there is none."
         height, width = image_size(item)
@@ -154,8 +158,8 @@ def _check_files(folder, manifest):
 def _weights(folder, manifest):  # their path; they are what the run wrote
     weights = folder / "weights.safetensors"
     if not weights.is_file():
-        again = f"it is repeated by: {manifest.get('command', 'ips-repro run')}"
-        raise FileNotFoundError(f"{weights}: the weights of this run are not here; {again}")
+        again = f"{manifest.get('command', 'ips-repro run')} -p redo true"
+        raise FileNotFoundError(f"{weights}: the weights of this run are not here; train it again with: {again}")
     check_kind(weights)
     if manifest["outputs"].get(weights.name) != sha256(weights):
         raise ValueError(f"{weights} is not what the run wrote: its SHA-256 is not the manifest's")
