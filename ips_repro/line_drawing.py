@@ -7,7 +7,6 @@ __all__ = ['Residual', 'InformativeDrawing', 'load_generator', 'drawing_by_gener
            'black_on_white', 'as_ink', 'preprocess', 'read_drawing']
 
 # %% ../nbs/lines/line_drawing.ipynb #e4c3134b
-import csv
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +14,11 @@ import cv2
 import numpy as np
 import torch
 import torch.nn as nn
+from filelock import FileLock
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
-from .base.core import sha256, write_atomic, write_csv
+from .base.core import read_csv, sha256, write_atomic, write_csv
 from .base.images import read_image
 from .base.items import attempted
 from .ips.weights import fill, find_weights, read_weights
@@ -160,36 +160,47 @@ def preprocess(
 ) -> list[Path]:  # the drawings, in the order of `images`, of those that can be drawn
     "Draw what is not drawn yet, also after an interruption. `ValueError` names an image that cannot be read."
     root, cache = Path(root), Path(cache)
-    known, failed = {r["image"]: r for r in _read_table(cache)}, {} if bad is None else bad
+    known, failed, made = _read_table(cache), {} if bad is None else bad, {}
     todo = [i for i in map(str, images) if not _is_drawn(root / i, _drawing(cache, i), known.get(i), drawer)]
-    for n, i in enumerate(todo, 1):
-        draw = partial(_draw, drawer=drawer)
-        png, why = (draw(root / i), None) if bad is None else attempted(draw, root / i)
-        if why is not None:
-            failed[i] = why
-        else:
-            _drawing(cache, i).parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(_drawing(cache, i), png)
-            known[i] = dict(zip(_TABLE, (i, sha256(root / i), sha256(_drawing(cache, i)), drawer.name)))
-        if known and (n % 500 == 0 or n == len(todo)):
-            write_csv(cache / "drawings.csv", list(known.values()))
-            say(f"{n} of {len(todo)} drawings made")
+    draw = partial(_draw, cache=cache, root=root, drawer=drawer)
+    try:
+        for n, i in enumerate(todo, 1):
+            row, why = (draw(i), None) if bad is None else attempted(draw, i)
+            if why is not None:
+                failed[i] = why
+            else:
+                made[i] = row
+            if n % 500 == 0 or n == len(todo):
+                _add_to_table(cache, made)
+                say(f"{n} of {len(todo)} drawings made")
+    finally:
+        _add_to_table(cache, made)
     return [_drawing(cache, i) for i in map(str, images) if i not in failed]
 
 
-def _draw(image, drawer):  # PNG
-    return cv2.imencode(".png", black_on_white(drawer(Image.fromarray(read_image(image)))))[1].tobytes()
+def _draw(image, cache, root, drawer):  # its row of the table
+    drawing = _drawing(cache, image)
+    png = cv2.imencode(".png", black_on_white(drawer(Image.fromarray(read_image(root / image)))))[1]
+    drawing.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(drawing, png.tobytes())
+    return dict(zip(_TABLE, (image, sha256(root / image), sha256(drawing), drawer.name)))
 
 # %% ../nbs/lines/line_drawing.ipynb #635fab92
 def _drawing(cache, image):
     return cache / f"{image}.png"
 
 
-def _read_table(cache):
+def _read_table(cache):  # image -> its row
     if not (cache / "drawings.csv").is_file():
-        return []
-    with open(cache / "drawings.csv", newline="") as f:
-        return [r for r in csv.DictReader(f) if set(_TABLE) <= set(r)]
+        return {}
+    return {r["image"]: r for r in read_csv(cache / "drawings.csv") if set(_TABLE) <= set(r)}
+
+
+def _add_to_table(cache, made):  # beside the rows of other processes, which may draw into the same folder
+    if not made:
+        return
+    with FileLock(cache / ".drawings.lock"):
+        write_csv(cache / "drawings.csv", list((_read_table(cache) | made).values()))
 
 
 def _is_drawn(image, drawing, row, drawer):

@@ -12,8 +12,8 @@ import torch.nn as nn
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from .lines.score import choose_patches, n_kept
-from .lines.settings import STRATEGIES
+from .lines.score import choose_patches
+from .lines.settings import STRATEGIES, n_kept
 
 # %% ../nbs/lines/line_vit.ipynb #35b62827
 def _plain_vit(model, **kw):

@@ -59,8 +59,13 @@ def _check_precision():
         device = "cuda" if torch.cuda.is_available() else "cpu"
         used = resolved_precision("auto", device)
         if device == "cpu":
-            native = f"the processor multiplies bfloat16 itself ({', '.join(bf16_instructions())})"
-            other = "the processor has no bfloat16 instructions"
+            has = ", ".join(bf16_instructions())
+            native = f"the processor multiplies bfloat16 itself ({has})"
+            other = (
+                f"bfloat16 ({has}) was measured to be no faster"
+                if has
+                else "the processor has no bfloat16 instructions"
+            )
         else:
             native, other = "the GPU has compute capability 8 or more", "the GPU has a compute capability below 8"
         return f"precision 'auto' is {used}", True, native if used == "bf16" else other, ""

@@ -10,7 +10,6 @@ import argparse
 import inspect
 import os
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from .testing import cmd_test
 from ..digits.settings import TESTBED, bench_run, check_values
 from ..runs.memory import why_too_much
 from ..runs.registry import experiments
-from ..runs.status import Held
+from ..runs.status import RunInUse
 
 # %% ../../nbs/cli/main.ipynb #106ecbf3
 def cmd_run(args) -> int:
@@ -123,18 +122,19 @@ def _ready_to_predict(args):  # a run, and what it is to predict
 
 def cmd_predict(args) -> int:
     "Run `ips-repro predict`: 0 if every input was predicted or with --skip-errors, 3 if the folder is in use, else 1."
-    name = f"{printable(Path(args.images).stem)}-{time.strftime('%Y%m%d-%H%M%S')}"
-    out = Path(args.output) if args.output else out_root() / "results" / "predictions" / name
-    check_writable(out, "output" if args.output else "IPS_REPRO_OUT")
+    place, name = (Path(args.output), "output") if args.output else (out_root(), "IPS_REPRO_OUT")
+    check_writable(place, name)
     predictor, items = _ready_to_predict(args)
-    from ips_repro.train.predict import predict_all
+    from ips_repro.train.predict import predict_all, predictions_folder
+
+    out = Path(args.output) if args.output else predictions_folder(args.images)
 
     def say(line):
         print(printable(line, sys.stdout.encoding or "utf-8"), flush=True)
 
     try:
         rows, errors = predict_all(predictor, items, out, say)
-    except Held as e:
+    except RunInUse as e:
         print(f"ips-repro: {e}", file=sys.stderr)
         return 3
     except OSError as e:  # of the output; what an input raises is its row

@@ -55,7 +55,7 @@ class RunFailed(RuntimeError):
         self.code = code
 
 
-_CODES = {"Held": 3, "KeyboardInterrupt": 130}  # exception in a cell -> exit code
+_CODES = {"RunInUse": 3, "KeyboardInterrupt": 130}  # exception in a cell -> exit code
 
 
 def _tidy(nb):

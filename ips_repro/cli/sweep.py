@@ -90,14 +90,17 @@ def _slots(slots, gpus):
     return [threads | ({"CUDA_VISIBLE_DEVICES": part} if part else {}) for part in parts]
 
 
-def _gpus():
+def _gpus():  # those that are visible here, by the names that CUDA_VISIBLE_DEVICES gives them
     import torch
 
-    return list(range(torch.cuda.device_count()))
+    n, given = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return list(range(n)) if given is None else given.split(",")[:n]
 
 # %% ../../nbs/cli/sweep.ipynb #9d1e1dbe
-def _last_message(stderr):
-    return next((s for s in reversed(stderr.splitlines()) if s.startswith("ips-repro:")), "no word")
+def _last_message(stderr):  # why a launcher failed; of one that was killed, nothing may be there
+    found = [line for line in stderr.splitlines() if line.strip()]
+    own = [line for line in found if line.startswith("ips-repro:")]
+    return (own or found or ["it wrote no reason"])[-1]
 
 
 class _Launchers:

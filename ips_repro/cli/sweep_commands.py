@@ -12,12 +12,11 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 
 from ..base.core import SCALES, project_root, sigterm_interrupts, write_json
 from ..base.limits import devices, forced, set_background, set_devices, set_force, set_time
 from ..base.params import ParameterError
-from .request import typed
+from .request import gpus_visible, typed
 from ..digits.settings import check_values
 from ..runs.registry import experiment, experiments, part
 
@@ -54,7 +53,7 @@ def _too_large(lines):  # why lines that are left do not fit into memory here, o
     from ips_repro.runs.plan import actions
     from ips_repro.runs.run import Run
 
-    gpu = float("inf") if list(Path("/dev").glob("nvidia[0-9]*")) else None  # its memory is not known without torch
+    gpu = float("inf") if gpus_visible() else None  # its memory is not known without torch
     known = experiments()
     left = [l for l, (act, _) in zip(lines, actions(lines)) if act in ("run", "resume", "failed")]
     parts = [
@@ -95,13 +94,13 @@ def _check_shared(lines):
 
 def _lines_to_do(args):  # once it is known that they can be done and their results written
     from ips_repro.base.places import check_results
-    from ips_repro.runs.plan import bring
+    from ips_repro.runs.plan import copy_finished
 
     check_results()
     project_root()  # whose notebooks are run
     lines = _lines(args, substitutes=True)
     _check_lines(lines, here=args.slurm is None)
-    bring(lines)
+    copy_finished(lines)
     return lines
 
 

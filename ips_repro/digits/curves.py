@@ -153,9 +153,11 @@ def judged(
     done: int,  # epochs that we have done
     planned: int,  # epochs in all
 ) -> str:
-    "`inside`, `earlier`, `later` or `not yet`; `nothing published` if there is nothing to compare with."
-    if not published:
-        return "nothing published"
+    """`inside`, `earlier`, `later` or `not yet`.
+
+    `nothing published` or `one published run` if there is nothing to compare with, or no range of several runs."""
+    if len(published) < 2:
+        return "one published run" if published else "nothing published"
     never = planned + 1
     first, last = min(p or never for p in published), max(p or never for p in published)
     if ours is None and done < min(last, planned):
@@ -244,4 +246,5 @@ def curves_text(experiments: list) -> str:  # markdown
     if not rows:
         return f"{ABOUT} No run at paper scale has begun. {plateau_note()}"
     names = ["experiment", "run", "epochs done", "accuracy", "ours", "published", "range", "verdict"]
-    return "\n".join([f"{ABOUT} {plateau_note()}", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|", *rows])
+    about = f"{ABOUT} {plateau_note()}" if any(" 1000 canvases" in row for row in rows) else ABOUT
+    return "\n".join([about, "", f"| {' | '.join(names)} |", "|---" * len(names) + "|", *rows])

@@ -95,7 +95,7 @@ def _side_by_side(table, x, hue, log_x):
     return table.assign(**{x: table[x] + _APART * reach * step})
 
 
-_APART = 0.015  # of the axis, between two colours
+_APART = 0.008  # of the axis, between two colours
 
 
 def _open_rings(g):  # published points are rings, through which those behind them can be seen
@@ -109,15 +109,15 @@ def _legend_below(figure, legend):  # first the colours, then the sources, each 
     texts = [t.get_text() for t in legend.get_texts()]
     entries, cut = list(zip(legend.legend_handles, texts)), texts.index("source")
     legend.remove()
-    for part in (entries[:cut], entries[cut + 1 :]):
-        _named_below(figure, *zip(*part))
+    _named_below(figure, *zip(*entries[1:cut]), title=texts[0])
+    _named_below(figure, *zip(*entries[cut + 1 :]))
 
 
-def _named_below(figure, handles, names):  # below everything that the figure has
+def _named_below(figure, handles, names, title=None):  # below everything that the figure has
     figure.draw_without_rendering()
     below = figure.get_tightbbox().y0 / figure.get_figheight()
     columns = max(1, int(figure.get_figwidth() / (0.6 + 0.1 * max(map(len, names)))))
-    how = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "frameon": False}
+    how = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "frameon": False, "title": title}
     figure.legend(handles, names, ncols=min(columns, len(names)), **how)
 
 # %% ../../nbs/digits/panels.ipynb #79b58c02
@@ -138,25 +138,30 @@ def _markers(sources):  # the same source has the same marker in every figure
 _RATIOS = tuple(f"{o:g} %" for o in PUBLISHED_O2I)  # as `named_columns` writes them
 
 
-def _colours(hues):  # a ratio has the same colour in every figure
-    names = _RATIOS if set(hues) <= set(_RATIOS) else hues
-    return dict(zip(names, sns.color_palette("viridis", len(names))))
+def _colours(hues):  # a ratio has the same colour in every figure, and nothing else has the colours of ratios
+    if set(hues) <= set(_RATIOS):
+        return dict(zip(_RATIOS, sns.color_palette("viridis", len(_RATIOS))))
+    return dict(zip(hues, sns.color_palette("flare", len(hues))))
 
 
-def _first_number(name):  # "800 canvases" comes before "4000 canvases"; names without a number come last, as they are
-    number = re.match(r"[\d.]+", name)
-    return float(number[0]) if number else float("inf")
+def _by_numbers(name):  # "800 canvases" comes before "4000 canvases"; names without a number come last, as they are
+    numbers = [float(number) for number in re.findall(r"\d+\.?\d*", name)]
+    return not numbers, numbers
 
 
-def _label_axis(ax, ticks, names, log_x):
+def _label_axis(ax, ticks, names, log_x):  # a line at every value, a label where there is room for one
     if log_x and not names:
         ax.set_xscale("log", base=2)
     ax.set(ylim=(-0.03, 1.04), xticks=ticks)  # so that a point at 0 is seen whole
     if names:
         ax.set_xlim(-0.4, len(names) - 0.6)
+        labels = [n.replace(", ", ",\n") for n in names]
+    else:
+        readable = _readable(ticks, log_x)
+        labels = [f"{t:g}" if t in readable else "" for t in ticks]
     long_names = max(map(len, names), default=0) > 8
     turned = {"rotation": 90} if long_names else {"rotation": 45, "ha": "right"} if log_x and not names else {}
-    ax.set_xticklabels([n.replace(", ", ",\n") for n in names] or [f"{t:g}" for t in ticks], **turned)
+    ax.set_xticklabels(labels, **turned)
     ax.minorticks_off()
 
 
@@ -216,25 +221,26 @@ def accuracy_panels(
     beside = beside & ~beside.all()  # where there is nothing else, a bound is a line like others
     bounds, long = long[beside], long[~beside]
     sources = sorted(set(long.source), key=lambda s: (s != SOURCES["published"], s))
-    hues = sorted(dict.fromkeys(long[f.hue]), key=_first_number)
+    hues = sorted(dict.fromkeys(long[f.hue]), key=_by_numbers)
     looks = {"markers": _markers(sources), "dashes": {s: _dashes(s) for s in sources}}
     looks |= {"palette": _colours(hues), "hue_order": hues, "height": 2.7, "aspect": 0.93}
     points, columns = _side_by_side(long, f.x, f.hue, log_x), {"col": "task", "col_order": TASK_NAMES}
     g = _line_panels(points, x=f.x, y="accuracy", hue=f.hue, style_order=sources, **columns, **looks)
     for ax in g.axes.flat:
-        _label_axis(ax, places if names else _readable(places, log_x), names, log_x)
+        _label_axis(ax, places, names, log_x)
     g.set_titles("{col_name}").set_axis_labels(f.xlabel, "test accuracy")
     _open_rings(g)
     _legend_below(g.figure, g.legend)
     if len(bounds):
         draw_bounds(g, bounds, f.x, f.hue, len(hues) > 1)
-    return captioned(g.figure, f.title, shows, *notes)
+    title = f.title if set(sources) != {SOURCES["published"]} else f"{f.title} (published runs; none of ours yet)"
+    return captioned(g.figure, title, shows, *notes)
 
 # %% ../../nbs/digits/panels.ipynb #60b40be2
 OUTCOMES = {  # what became of a test canvas -> its colour
     "right": "#4477aa",
-    "wrong, a digit not kept": "#ee6677",
-    "wrong, all digits kept": "#ccbb44",
+    "wrong, a needed digit not kept": "#ee6677",
+    "wrong, the needed digits kept": "#ccbb44",
 }
 
 

@@ -13,11 +13,10 @@ from .tables import TASK_NAMES
 from ..runs.captions import course, span
 
 # %% ../../nbs/digits/sentences.ipynb #615b6c5b
-def _fullest(table, by, points):  # the value of `by` with the most points; the one with the largest spread of several
+def _fullest(table, by, points):  # the value of `by` with the most points; of several the one with the most runs
     groups = table.groupby(by, sort=False)
-    spread = groups[points].nunique().to_frame("n")
-    spread["range"] = groups.accuracy.max() - groups.accuracy.min()
-    return spread.sort_values(["n", "range"], ascending=False, kind="stable").index[0]
+    sizes = groups[points].nunique().to_frame("points").assign(runs=groups.size())
+    return sizes.sort_values(["points", "runs"], ascending=False, kind="stable").index[0]
 
 
 def _described(rows, f):  # means by place, how a place reads, is it in order, and what holds at all of them

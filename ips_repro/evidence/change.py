@@ -78,10 +78,10 @@ class Change(NamedTuple):
         """The smallest number of seeds on each side with which these means and this deviation would be clear.
 
         Pooled two-sample t interval: 95 % margin t(2n - 2) sd √(2/n), which must be below the difference, or for "same"
-        below `SAME` less the difference; never less than what the test images leave open. `ValueError` if no side has
-        two seeds, so that no deviation is known."""
-        if math.isnan(self.sd):
-            raise ValueError("one seed on each side: how much seeds differ is not known")
+        below `SAME` less the difference; never less than what the test images leave open. `ValueError` if there
+        are fewer than four seeds in all, which say too little about the deviation."""
+        if self.start.seeds + self.end.seeds < 4:
+            raise ValueError("fewer than four seeds: how much seeds differ is not known")
         for n in range(2, MOST_SEEDS + 1):
             sides = [m._replace(sd=self.sd, seeds=n) for m in self]
             if Change(*sides).found():

@@ -27,11 +27,13 @@ def claims() -> pd.DataFrame:  # one row per claim
     """What is claimed, by whom, what should happen to which score, and the settings to look at.
 
     The settings at quick scale (`quick_from`, `quick_to`, `quick_at`), the `seeds` on each side and the planned
-    `margin` are those of the file that fixed the scale of the claim's family; a claim that is not in it has none."""
+    `margin` are those of the file that fixed the scale of the claim's family; a claim that is not in it has none.
+    `wording` is the sentence to show; `claim` is the one in that file, which is never changed."""
     table = pd.read_csv(files("ips_repro") / "data" / "claims.csv", keep_default_na=False)
     names = {"from": "quick_from", "to": "quick_to", "at": "quick_at"}
     fixed = pd.DataFrame([claim for family in FIXED for claim in quick_scale(family).claims]).rename(columns=names)
     planned = table.merge(fixed, "left", ["experiment", "claim"], validate="one_to_one")
+    planned["wording"] = planned.wording.replace("", None).fillna(planned.claim)
     return planned.fillna(dict.fromkeys(names.values(), "") | {"seeds": 0, "margin": 0.0})
 
 
@@ -101,6 +103,11 @@ class Evidence(NamedTuple):
     reduced: dict  # parameter -> how our runs differ from the paper's plan, in words
     folders: tuple = ((), ())  # of our runs on both sides, as below the folder that has `results/`
 
+    @property
+    def along(self) -> str:  # "w_semantic 0/1"; empty if nothing does
+        "Other parameters that do not have one value in all of these runs: a difference may come from them, too."
+        return ", ".join(f"{k} {v}" for k, v in self.values.items() if "/" in v)
+
     def verdict(self, claim) -> str:
         return self.change.verdict(claim.expect, claim.chance, claim.needs)
 
@@ -114,7 +121,7 @@ class Evidence(NamedTuple):
             sides.append(", ".join(f"`{name}` (seed {', '.join(numbers)})" for name, numbers in seeds.items()))
         return " against ".join(sides)
 
-
+# %% ../../nbs/evidence/claims.ipynb #20779541
 def _below(folder):  # "results/quick/Noise_Size/results_…/seed_0", of a run here or of one that comes with the project
     folder, roots = Path(folder), filter(None, (out_root(), travelling_root()))
     return next(folder.relative_to(r).as_posix() for r in roots if folder.is_relative_to(r))

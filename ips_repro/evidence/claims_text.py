@@ -69,8 +69,12 @@ def _count(verdicts):  # "yes 5 (3 with one seed), no 1"
     return ", ".join(parts) or "none"
 
 
+def _varied(evidence):  # "w_diversity 0 → 3 (and w_semantic 0/1)"
+    return evidence.varied + f" (and {evidence.along})" * bool(evidence.along)
+
+
 def _cell(evidence, claim):  # of the table
-    about = f"{_worded(evidence.varied)}; {_seeds(evidence)}"
+    about = f"{_worded(_varied(evidence))}; {_seeds(evidence)}"
     about += f"; {_would_take(evidence.change)}" * (evidence.verdict(claim) == "unclear")
     return f"**{evidence.verdict(claim)}**: {_numbers(evidence)}<br>{about}"
 
@@ -83,7 +87,7 @@ def _row(found):  # of the table; its links start from the folder of the page
     c, theirs, ours = found
     published = _cell(theirs, c) if theirs else "not published"
     here = _cell(ours, c) + ", paper scale" * (ours.scale == "paper") if ours else "not run yet"
-    return f"| [{c.experiment}](../nbs/{c.notebook}.ipynb): {c.claim} ({c.score}) | {published} | {here} |"
+    return f"| [{c.experiment}](../nbs/{c.notebook}.ipynb): {c.wording} ({c.score}) | {published} | {here} |"
 
 
 def claims_table(questions: bool = False) -> str:  # markdown
@@ -96,13 +100,16 @@ def claims_summary() -> list[str]:  # sentences, in markdown
     "How many claims there are, how many the published numbers bear out, and what our runs show; questions apart."
     found, lines = looked_up(), []
     claimed = [f for f in found if not _is_question(f[0])]
-    confirmed = [(c, ours) for c, theirs, ours in claimed if theirs and theirs.verdict(c).startswith("yes")]
-    tried = [ours.verdict(c) for c, ours in confirmed if ours]
+    published = [theirs.verdict(c) if theirs else "" for c, theirs, _ in claimed]
+    several, one = published.count("yes"), published.count("yes, one seed")
+    tried = [ours.verdict(c) for (c, _, ours), verdict in zip(claimed, published) if ours and verdict[:3] == "yes"]
     result = f"of those, {len(tried)} were tried here: {_count(tried)}" if tried else "none of those was tried here yet"
-    lines.append(f"**Claims**: the published numbers bear out {len(confirmed)} of {len(claimed)}; {result}.")
+    shown = f"the published numbers agree with {several + one} of {len(claimed)}"
+    seeds = f"{several} by several seeds, {one} by one seed on a side, so that chance is not ruled out"
+    lines.append(f"**Claims**: {shown} ({seeds}); {result}.")
     answered = [ours.verdict(c) for c, _, ours in found if _is_question(c) and ours]
     result = f"{len(answered)} were tried here: {_count(answered)}" if answered else "none was tried here yet"
-    lines.append(f"**Questions that nobody claimed an answer to**: {len(found) - len(claimed)}; {result}.")
+    lines.append(f"**Open questions** (nobody claimed an answer): {len(found) - len(claimed)}; {result}.")
     return lines
 
 # %% ../../nbs/evidence/claims_text.ipynb #bd4501d3
@@ -123,7 +130,8 @@ def _would_take(change):  # what an unclear difference would take to be clear
 
 def _outcome(evidence, claim):
     fixed = f"{evidence.fixed}; " if evidence.fixed else ""
-    about = f"{evidence.varied}; {fixed}{_seeds(evidence)}; margin {evidence.change.margin:.3f}"
+    margin = f"{evidence.change.margin:.3f}" if evidence.change.margin <= 1 else "over 1"
+    about = f"{_varied(evidence)}; {fixed}{_seeds(evidence)}; margin {margin}"
     verdict = evidence.verdict(claim)
     more = f"; {_would_take(evidence.change)}" if verdict == "unclear" else ""
     return f"{_numbers(evidence)} ({about}), {_holds(verdict)}{more}."
@@ -136,7 +144,8 @@ def sentence(
     known: list = (),  # differences that are stated elsewhere already
 ) -> str:  # markdown
     "What is claimed, what was published, what our runs show, and in which settings these differ from the paper's."
-    text = f"**{claim.experiment}.** {claim.claim} (Source: {claim.source}.)"
+    source = "Open question" if _is_question(claim) else f"Source: {claim.source}"
+    text = f"**{claim.experiment}.** {claim.wording} ({source}.)"
     if theirs:
         text += f" Published, {claim.score}: {_outcome(theirs, claim)}"
     if ours is None:
@@ -208,7 +217,7 @@ def comparison(names: list = ()) -> tuple[str, int]:  # markdown, how many value
     if names:
         return page + f"\n## Learning curves\n\n{curves_text(testbed)}\n" * bool(testbed), outside
     head, _, numbers = page.partition("\n\n")
-    tables = [claims_table(), "### Questions that nobody claimed an answer to", claims_table(questions=True)]
+    tables = [claims_table(), "### Open questions", claims_table(questions=True)]
     claims = ["## Claims", " ".join(claims_summary()), ABOUT, *tables, "### One by one", claims_text()]
     parts = [head, *claims, "## Learning curves", curves_text(testbed)]
     return "\n\n".join([*parts, "## Numbers", numbers]), outside

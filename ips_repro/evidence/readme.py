@@ -67,7 +67,9 @@ def _trained():  # how many runs there are at which scale, how far unfinished on
     planned = make_plan(EXPERIMENTS, "quick")
     done = sum(action(line)[0] == "reuse" for line in planned)
     if done < len(planned):
-        text += f" Of the {len(planned)} runs on digits that `quick` has, {done} are done."
+        text += (
+            f" Of the {len(planned)} planned `quick` runs on digits, {done} {'is' if done == 1 else 'are'} finished."
+        )
     if n := len(old) + len(old_quick):
         text += f" Superseded: {_runs(n)}, trained before training was exactly the published one."
         text += " They are shown in no figure and counted for no claim, and are being made anew;"

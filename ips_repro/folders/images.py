@@ -117,23 +117,25 @@ def boxes_of(
 KEEP_GIB = 4.0  # scaled images are kept in memory up to this much, else decoded each time
 
 
-def _decoded(path, size):  # the fitted image as an array; None at native size, where it is only read to its end
+def _decoded(path, size, keep):  # the fitted image as an array; None if it is only read to its end
     image = open_image(path, 3, size)
     with named(path, "cannot be read to its end"):
-        if size is None:
-            image.avg()
-            return None
-        return fitted(image, size).numpy()
+        image = image if size is None else fitted(image, size)
+        if keep:
+            return image.numpy()
+        image.avg()
+        return None
 
 
 def decode_all(
     paths: list[Path],
-    size: int | None,
-) -> tuple[dict, dict]:  # path -> fitted image (uint8 (size, size, 3), or None at native size); path -> why not
+    size: int | None,  # None: native
+    keep: bool,  # are the pixels of all images wanted, or only whether they can be read?
+) -> tuple[dict, dict]:  # path -> fitted image uint8 (size, size, 3), or None if not kept; path -> why it is not used
     "Decode every image once, several at a time. Whatever is raised for one is why it is not used."
 
     def one(path):
-        return path, *attempted(partial(_decoded, size=size), path)
+        return path, *attempted(partial(_decoded, size=size, keep=keep), path)
 
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(one, paths))

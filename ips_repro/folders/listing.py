@@ -239,7 +239,7 @@ def check_items(items: list[Item], source: str | Path) -> None:
 
 
 def _no_file(path):
-    return "it is a folder, no file" if path.is_dir() else "no such file"
+    return "it is a folder, not a file" if path.is_dir() else "no such file"
 
 
 def _check_parts(items):

@@ -24,11 +24,13 @@ from ..runs.tables import figures_by_data
 
 # %% ../../nbs/folders/results.ipynb #7b57cc82
 def row(run: Run, folder: str | Path) -> dict:  # of a finished run
-    "accuracy, majority, n (test images), auc, kept_on_object, object_found, pictures (to train on)."
+    """accuracy, n (test images), auc, kept_on_object, object_found, pictures (to train on).
+
+    most_frequent is the accuracy of always answering the most frequent class."""
     answers = read_json(Path(folder) / "summary.json")["answers"]
     return {
         "accuracy": answers["accuracy"]["accuracy"],
-        "majority": answers["majority_class"]["accuracy"],
+        "most_frequent": answers["majority_class"]["accuracy"],
         "n": answers["accuracy"]["n"],
         "auc": answers["auc"],
         "kept_on_object": answers["kept_on_object"],
@@ -60,13 +62,13 @@ def learning_curves(runs: pd.DataFrame):  # matplotlib figure; rows of `run_tabl
         for ax, score in zip(axes, ("loss", "label")):
             ax.plot(epochs.epoch, epochs[f"train_{score}"], "--", color=colour, linewidth=1)
             ax.plot(tested.epoch, tested[f"test_{score}"], "o-", color=colour, markersize=3, label=name)
-    axes[1].axhline(runs.majority.max(), color="0.5", linestyle=":")
+    axes[1].axhline(runs.most_frequent.max(), color="0.5", linestyle=":")
     axes[0].set(xlabel="epoch", ylabel="loss", ylim=(0, None))
     axes[1].set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1.03))
     axes[1].legend(fontsize=8, loc="lower right")
     scores = sorted({f"{a:.2f}" for a in runs.accuracy})
     shows = f"Accuracy on {runs.n.iloc[0]} test images is {' to '.join(dict.fromkeys([scores[0], scores[-1]]))}, "
-    shows += f"always answering the most frequent class {runs.majority.max():.2f} (dotted)."
+    shows += f"always answering the most frequent class {runs.most_frequent.max():.2f} (dotted)."
     notes = f"{runs.scale.iloc[0].capitalize()} scale, {runs.pictures.iloc[0]} images to train on (dashed)."
     return captioned(fig, "How it learnt", shows, notes)
 

@@ -98,7 +98,7 @@ def load(run: dict, device="cpu", say=print) -> Data:
         raise ParameterError(str(e)) from None
     paths = [i.path for i in listing.items]
     fits = size is not None and len(paths) * 3 * size**2 < KEEP_GIB * 2**30
-    pixels, bad = decode_all(paths, size) if run["check"] or fits else ({}, {})
+    pixels, bad = decode_all(paths, size, keep=fits) if run["check"] or fits else ({}, {})
     for why in bad.values():
         say(f"NOT USED: {why}", flush=True)
     listing = _usable(listing, bad, root)

@@ -56,7 +56,7 @@ def _attention_entropy(attention):  # (B, M), every row sums to 1 -> (B,) in [0,
 
 def _answers(net, data, batch_size, generator):  # -> cells (n, M), scores (n, M), entropy (n,), task -> correct (n,)
     cells, scores, entropy, right = [], [], [], {t: [] for t in net.tasks}
-    with evaluating(net), torch.no_grad(), numerics(net.precision), net.weights_rest():
+    with evaluating(net), torch.no_grad(), numerics(net.precision), net.weights_fixed():
         for idx in torch.arange(len(data)).split(batch_size):
             out = net(data.batch(idx.tolist()), generator)
             attention = out.pooled.attn.mean((1, 2)).double()  # (B, M), over heads and queries; sums to 1

@@ -16,6 +16,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..base.core import sha256
+from ..base.items import first_line, reason
 from .weights import why_not_finite, why_unreadable
 
 # %% ../../nbs/ips/encoders.ipynb #2954a0ec
@@ -79,13 +80,19 @@ def _lite0_state():  # the same weights under timm's names
     return {k: w.view_as(v) for (k, v), w in zip(fresh.items(), _lite0_weights(), strict=True)}
 
 
+def _is_resnet(name):  # other networks of timm, such as resnet50_clip, only have a similar name
+    if not re.match(r"resnet\d", name):
+        return False
+    return timm.is_model(name) and timm.model_entrypoint(name).__module__ == "timm.models.resnet"
+
+
 def backbone_of(name: str, in_chans: int = 3, pretrained: bool = False) -> nn.Module:  # (n, C, p, p) -> (n, F)
     """A timm backbone without its classifier.
 
     ImageNet weights come from timm's hub, those of `tf_efficientnet_lite0` from an installed package."""
     source = {"state_dict": _lite0_state()} if pretrained and name == "tf_efficientnet_lite0" else {}
     # as in torchvision, no residual branch begins with zeros
-    init = {"zero_init_last": False} if re.match(r"resnet\d", name) else {}
+    init = {"zero_init_last": False} if _is_resnet(name) else {}
     return timm.create_model(
         name, pretrained=pretrained, in_chans=in_chans, num_classes=0, pretrained_cfg_overlay=source, **init
     )
@@ -106,10 +113,10 @@ class TimmEncoder(nn.Module):
     def __init__(self, name: str, D: int = 128, in_chans: int = 3, pretrained: bool = True, frozen: bool = True):
         super().__init__()
         backbone = backbone_of(name, in_chans, pretrained)
-        if re.match(r"resnet\d", name):
+        if _is_resnet(name):
             backbone = new_stem(backbone, in_chans)
         self.backbone, self.frozen = backbone.requires_grad_(not frozen), frozen
-        self.projection, self.D = nn.Linear(self.backbone.num_features, D), D
+        self.projection, self.D = nn.Linear(self.backbone.head_hidden_size, D), D
         self.train()
 
     def train(self, mode=True):
@@ -155,6 +162,8 @@ def tried(
     except Exception as e:  # whatever a hub raises
         if not pretrained and ":" not in backbone:
             raise
+        if isinstance(e, (AttributeError, TypeError, NotImplementedError)):
+            raise ValueError(f"{name}: {backbone!r} cannot be made ({reason(e)})") from e
         raise _not_to_be_had(backbone, name, e) from e
     if why := why_not_finite(net.state_dict()):
         raise ValueError(f"{name}: {backbone!r}: {why}")
@@ -162,8 +171,7 @@ def tried(
         with torch.no_grad():
             net.eval()(torch.zeros(1, in_chans, patch_size, patch_size))
     except (RuntimeError, AssertionError, ValueError) as e:
-        reason = str(e).splitlines()[0]
-        raise ValueError(f"{name}: {backbone!r} cannot take patches of {patch_size} px ({reason})") from e
+        raise ValueError(f"{name}: {backbone!r} cannot take patches of {patch_size} px ({first_line(e)})") from e
     return net.train()
 
 # %% ../../nbs/ips/encoders.ipynb #8fbd686b
@@ -179,7 +187,7 @@ def make_encoder(
     "The encoder of a run; errors as of `tried`."
 
     def make():
-        if re.match(r"resnet\d", backbone) and not frozen:
+        if _is_resnet(backbone) and not frozen:
             return resnet_encoder(backbone, n_stages, in_chans, pretrained)
         return TimmEncoder(backbone, D, in_chans, pretrained, frozen)
 

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 
+from ..base.items import first_line
 from .cross_attention import patch_scores
 from .patches import PatchBatch
 
@@ -137,7 +138,7 @@ class Captured:
                 self.graphs[key] = self._capture(logits, order, M, I)
         except RuntimeError as e:
             self.works = False
-            why = str(e).splitlines()[0]
+            why = first_line(e)
             print(f"the recurrence cannot be captured on this GPU ({why}); it is started step by step", flush=True)
         if not self.works:
             return replay(logits, order, M, I)
@@ -255,7 +256,7 @@ class _Chunks:
         except RuntimeError as e:
             if not _out_of_memory(e) or len(part) == 1:
                 raise
-            short = str(e).splitlines()[0]
+            short = first_line(e)
         if part.device.type == "cuda":  # outside of the handler: the error no longer keeps tensors alive
             torch.cuda.empty_cache()
         self.size = min(self.size, (len(part) + 1) // 2)

@@ -25,7 +25,7 @@ class STKIM(nn.Module):
     ):
         super().__init__()
         if not 0 <= p <= 1:
-            raise ValueError(f"mask_p: {p} is no probability")
+            raise ValueError(f"mask_p: {p} is not a probability")
         if K < 1:
             raise ValueError(f"mask_k: {K} is less than 1")
         self.p, self.K = p, K

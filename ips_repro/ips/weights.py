@@ -46,6 +46,8 @@ def _begins(head):  # the beginning of a text, for a message
 def check_kind(path: str | Path) -> bytes:  # how the file begins
     "`ValueError` names a file that is plainly something else than weights; `FileNotFoundError` if there is none."
     head = file_head(path)
+    if _is_safetensors(head):  # whose first bytes, a length, may look like a text
+        return head
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for start, what in _NOT_WEIGHTS:
         if text.startswith(start.lower()):

@@ -16,14 +16,14 @@ import torch
 import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..base.core import read_json, scale_dir
+from ..base.core import scale_dir
 from ..ips.device import numerics
 from ..line_drawing import InformativeDrawing
 from ..line_vit import SelectiveMagnoViT
 from .settings import EXPERIMENTS, LINE_GUIDED, VIT, line_gmacs
+from .tradeoff import read_costs
 from ..runs.run import experiment_runs
-from ..runs.status import read_manifest
-from ..runs.tables import NothingToShow, last_finished
+from ..runs.tables import NothingToShow
 from ..train.measurement import measured
 from ..train.session import device_name
 
@@ -146,8 +146,8 @@ def measure_costs(scale: str, device: str, redo: bool = False, keeps: list = KEE
 # %% ../../nbs/lines/cost.ipynb #3e3eccc0
 def costs_measured_last(scale: str) -> dict:
     "The summary of `measure_costs` that ended last, on whatever `device`. Raises `NothingToShow` if there is none."
-    if not (folder := last_finished(f"{LINE_GUIDED}/cost/*", scale)):
+    if not (costs := read_costs(scale)):
         raise NothingToShow(
             f"No costs were measured at {scale} scale; `ips-repro run nbs/35_line_tradeoff.ipynb` does it."
         )
-    return read_json(folder / "summary.json") | {"device": read_manifest(folder)["device"]}
+    return costs

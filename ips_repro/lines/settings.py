@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LINE_GUIDED', 'UNUSED', 'DATA', 'STRATEGIES', 'DEFAULTS', 'VIT', 'PRESETS', 'CHOICES', 'RANGES', 'LINE',
-           'EXPERIMENTS', 'line_inputs', 'line_gmacs', 'memory', 'cost']
+           'EXPERIMENTS', 'n_kept', 'line_inputs', 'line_gmacs', 'memory', 'cost']
 
 # %% ../../nbs/lines/settings.ipynb #2f75f770
 import hashlib
@@ -75,11 +75,18 @@ RANGES = family.RANGES | {
 }
 
 # %% ../../nbs/lines/settings.ipynb #3d752821
+def n_kept(n: int, share: float) -> int:
+    "How many of n patches a share keeps: max(1, int(n · share)). `ValueError` for a share that is not one."
+    if not 0 < share <= 1:
+        raise ValueError(f"patch_percentage: {share:g} is not above 0 and at most 1")
+    return max(1, int(n * share))
+
+
 def _complete(run, asked):
     _default(run, asked)
     _check(run)
     n = (run["image_size"] // run["patch_size"]) ** 2
-    return run | {"n_patches": n, "k": max(1, int(n * run["keep"])), "drawings_sha256": _content(run["drawings"])}
+    return run | {"n_patches": n, "k": n_kept(n, run["keep"]), "drawings_sha256": _content(run["drawings"])}
 
 
 def _default(run, asked):

@@ -13,11 +13,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from ..base.core import read_json, results_dirs
+from ..base.core import read_json
 from .settings import LINE_GUIDED
 from ..runs.captions import BARS, captioned, scale_note
 from ..runs.run import reduction_text
-from ..runs.status import read_manifest, state
+from ..runs.status import read_manifest
+from ..runs.tables import last_finished
 
 # %% ../../nbs/lines/tradeoff.ipynb #4f73c8f8
 COLOURS = {"none": "0.25", "topk": "C0", "sample": "C9", "random": "C1", "centre": "C2"}
@@ -25,7 +26,7 @@ MARKERS = {"none": ("*", 13), "topk": ("o", 9), "sample": ("s", 8), "random": ("
 NAMES = {
     "none": "all patches",
     "topk": "lines, best k",
-    "sample": "lines, drawn by lot",
+    "sample": "lines, sampled",
     "random": "random",
     "centre": "centre",
 }
@@ -36,18 +37,17 @@ def note(runs: pd.DataFrame) -> str:
     seeds = runs.groupby(["strategy", "keep"]).size()
     low, high = seeds.min(), seeds.max()
     n = f"{low if low == high else f'{low} to {high}'} seed{'s' * int(high > 1)} each"
-    drawn, reduced = ", ".join(sorted(set(runs.drawn_by.dropna()))) or "nobody", reduction_text(list(runs.reduced))
+    by, reduced = ", ".join(sorted(set(runs.drawn_by.dropna()))), reduction_text(list(runs.reduced))
+    drawings = f"drawings by {by}" if by else "no drawings are used"
     return (
-        f"{runs.scale.iloc[0]} scale, {n}, {runs.n.iloc[0]} validation pictures; drawings by {drawn}. "
+        f"{runs.scale.iloc[0]} scale, {n}, {runs.n.iloc[0]} validation pictures; {drawings}. "
         f"Differs from the paper in: {'; '.join(reduced)}."
     )
 
 # %% ../../nbs/lines/tradeoff.ipynb #7408d6dc
 def read_costs(scale: str) -> dict | None:
     "The latest costs of the ViT of a scale (see [lines/cost](../lines/cost.ipynb)), with the `device`; or None."
-    found = [f for place in results_dirs(scale) for f in (place / LINE_GUIDED / "cost").glob("*/")]
-    done = [f for f in found if state(f) == "ok"]
-    folder = max(done, key=lambda f: (str(read_manifest(f).get("ended")), f.name), default=None)
+    folder = last_finished(f"{LINE_GUIDED}/cost/*", scale)
     return folder and read_json(folder / "summary.json") | {"device": read_manifest(folder)["device"]}
 
 

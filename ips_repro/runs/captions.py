@@ -47,6 +47,9 @@ def course(
     if ordered and {low, high} == {means.index[0], means.index[-1]}:
         verb = "rises" if high == means.index[-1] else "falls"
         return f"{verb} from {means.iloc[0]:.2f} to {means.iloc[-1]:.2f} between {ends}"
+    if len(means) == 2:
+        each = [f"{value:.2f} with {at.format(in_words(place))}" for place, value in means.items()]
+        return f"is {' and '.join(each)}"
     top, bottom = at.format(in_words(high)), at.format(in_words(low))
     return f"is highest with {top} ({means[high]:.2f}) and lowest with {bottom} ({means[low]:.2f})"
 
@@ -58,7 +61,11 @@ def scale_note(runs: pd.DataFrame) -> str:  # with the columns `scale` and `redu
     "In how many settings runs are below the paper's scale, in a few words; empty if they are not."
     below = runs[runs.scale != "paper"] if len(runs) else runs
     settings = {k for reduced in below.reduced for k in reduced} if len(below) else ()
-    return f"{below.scale.iloc[0].capitalize()}: {len(settings)} settings reduced." if settings else ""
+    return (
+        f"{below.scale.iloc[0].capitalize()}: {len(settings)} settings reduced, not comparable in level."
+        if settings
+        else ""
+    )
 
 # %% ../../nbs/runs/captions.ipynb #c0a2fbde
 def caption(

@@ -27,7 +27,16 @@ from ips_repro.base.core import (
     write_csv,
     write_json,
 )
-from .status import OUTPUTS, UNKNOWN, Held, holder, parameters_hash, read_manifest, same_run, take_lock
+from ips_repro.runs.status import (
+    OUTPUTS,
+    UNKNOWN,
+    RunInUse,
+    holder,
+    parameters_hash,
+    read_manifest,
+    same_run,
+    take_lock,
+)
 
 # %% ../../nbs/runs/folder.ipynb #0586fce0
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "mlxtend", "scikit-learn", "pandas")
@@ -70,7 +79,7 @@ def settle(folder: str | Path) -> None:
     "Record that a run was killed if its process died without a record. Nothing changes while it is still worked on."
     try:
         lock = take_lock(folder)
-    except (Held, OSError):
+    except (RunInUse, OSError):
         return  # a process works on it, or nothing can be written here
     with lock:
         _settle(Path(folder))
@@ -92,7 +101,7 @@ def _settle(folder):  # the caller has the lock
         write_json(folder / "manifest.json", manifest)
     why = f"ended as {last['state']}, but could not write why"
     if last["state"] == "killed":
-        why = f"process {dead['pid']} on {dead['host']} ended without a word"
+        why = f"process {dead['pid']} on {dead['host']} ended without writing how"
     if not (folder / "status.json").exists():
         write_json(folder / "status.json", {"state": last["state"], "error": why, "ended": last.get("ended")})
     (folder / "holder.json").unlink()
@@ -113,7 +122,8 @@ class RunFolder:
     """A run's folder, as a context manager. Whatever happens inside, `status.json` is written last and records it.
 
     `note` adds to the manifest, `log` appends an epoch, `finish` writes the summary. An exception makes the state
-    `failed`, Ctrl-C and SIGTERM make it `interrupted`; both are raised again. `Held` if another process works on it."""
+    `failed`, Ctrl-C and SIGTERM make it `interrupted`; both are raised again. Raises `RunInUse` if another
+    process works on it."""
 
     def __init__(
         self,

@@ -148,7 +148,7 @@ def last_finished(
     "The folder with a finished run or measurement that ended last, or None."
     found = [folder for place in results_dirs(scale) for folder in place.glob(pattern)]
     done = [folder for folder in found if state(folder) == "ok"]
-    return max(done, key=lambda folder: read_manifest(folder)["ended"], default=None)
+    return max(done, key=lambda folder: (str(read_manifest(folder).get("ended")), folder.name), default=None)
 
 # %% ../../nbs/runs/tables.ipynb #e074dfe4
 def published_runs(experiment: str) -> pd.DataFrame:

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from ..base.core import printable
+from ..base.items import first_line
 from ..base.words import class_number, composed, part_name
 from ips_repro.slides.feature_files import (
     ENDINGS,
     Layout,
     feature_files,
-    first_line,
     layout,
     open_features,
     positive,

@@ -19,7 +19,7 @@ import timm
 import torch
 from filelock import FileLock, Timeout
 
-from ..base.items import attempted, one_line
+from ..base.items import attempted, first_line, one_line
 from ..base.whole_slides import open_slide, pixel_size, slide_files
 from ..ips.encoders import backbone_of, normalisation, tried
 from .listing import list_slides, slide_name, unlisted
@@ -72,14 +72,14 @@ class Extractor:
         return hashlib.sha256(content).hexdigest()[:16]
 
     def load(self):
-        """Make the network, and try it on a tile.
-
-        `ValueError` or `ConnectionError` if it is not available or cannot take such tiles."""
+        "Make the network once. `ValueError` or `ConnectionError` if it cannot be had or cannot take such tiles."
+        if self.net is not None:
+            return
         encoder, pretrained, crop = (self.how[k] for k in ("encoder", "pretrained", "crop"))
-        torch.manual_seed(0)  # for one without weights
-        if self.net is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # for one without weights
             net = tried(lambda: backbone_of(encoder, 3, pretrained), encoder, pretrained, 3, crop, "encoder")
-            self.net = net.eval().to(self.device)
+        self.net = net.eval().to(self.device)
 
     @torch.inference_mode()
     def __call__(self, tiles: np.ndarray) -> np.ndarray:  # uint8 (n, p, p, 3) -> float32 (n, F)
@@ -155,7 +155,7 @@ def _known(path):  # {group: (key, (label, part))} of a file; {} if there is non
     try:
         f = h5py.File(path, "r")
     except OSError as e:
-        raise ValueError(f"out: {path} is no HDF5 file that can be read ({str(e).splitlines()[0]})") from None
+        raise ValueError(f"out: {path} is no HDF5 file that can be read ({first_line(e)})") from None
     with f:
         return {name: (g.attrs.get("key"), (g.attrs.get("label"), g.attrs.get("part"))) for name, g in f.items()}
 
@@ -200,6 +200,7 @@ def _extract_missing(slides, listed, parts, done, extractor, say, step):  # -> {
 # %% ../../nbs/slides/features.ipynb #f8a6f4ed
 def _update(slides, out, listed, extractor, say, step):  # by one process at a time
     parts, done = out.with_name(out.name + ".parts"), _known(out)
+    parts.mkdir(exist_ok=True)
     if names := unlisted(slides, listed):
         some = ", ".join(map(one_line, names[:5])) + ", ..." * (len(names) > 5)
         say(f"{len(names)} slides of {slides} are not used, since labels.csv does not name them: {some}", flush=True)
@@ -242,7 +243,7 @@ def extract_features(
     listed = list_slides(slides)
     if len({slide_name(name) for name in listed}) < len(listed):
         raise ValueError(f"slides: two slides of {slides} have the same name but for the ending")
-    out.with_name(out.name + ".parts").mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(out.with_name(f".{out.name}.lock")).acquire(timeout=wait_s)
     except Timeout:

@@ -78,7 +78,7 @@ def newest(
     """Go on from the newest checkpoint that is whole, belongs to this run and can be used.
 
     A warning names each file that is refused; it is renamed to `.refused`, so that it is never kept in place of later
-    ones. Running out of memory is not the file's fault, and is raised."""
+    ones. Running out of memory, or an error of the GPU, is not the file's fault, and is raised."""
     for path in _epochs(folder).values():
         try:
             state = read_checkpoint(path)
@@ -90,6 +90,8 @@ def newest(
         except (torch.OutOfMemoryError, MemoryError, OSError):
             raise
         except Exception as e:
+            if "CUDA error" in str(e):
+                raise
             why = str(e) if str(path) in str(e) else f"{path} does not fit ({type(e).__name__}: {e})"
             warnings.warn(f"checkpoint refused: {why}", stacklevel=2)
             path.replace(path.with_suffix(".refused"))

@@ -29,7 +29,7 @@ from ..base.limits import devices
 from ..base.params import ParameterError
 from ..runs.folder import Finished, settle
 from ..runs.run import Run
-from ..runs.status import Held
+from ..runs.status import RunInUse
 from .shares import SharedBatches
 from .trainer import Trainer, restore_trainer, trainer_state
 
@@ -163,7 +163,7 @@ def _stop(process, scratch):  # rank 0 records that it was interrupted, and the 
 
 _STOP_S = 20  # seconds that rank 0 has to record its end
 RAISED = {  # what is raised again where a team was started
-    e.__name__: e for e in (Held, Finished, ParameterError, KeyboardInterrupt, FloatingPointError)
+    e.__name__: e for e in (RunInUse, Finished, ParameterError, KeyboardInterrupt, FloatingPointError)
 }
 
 # %% ../../nbs/train/distributed.ipynb #e67fade5

@@ -18,7 +18,7 @@ import traitlets
 
 from ..base.core import out_root
 from ..base.items import attempted, one_line
-from .exploration import Exploration, inside, magnified, runs_to_explore, step_boxes
+from .exploration import Exploration, in_words, inside, magnified, runs_to_explore, step_boxes
 from .predict import load_run
 from .session import choose
 from .watching import one_input, write_gif
@@ -171,10 +171,7 @@ class _Reader(_Screen):  # what the upper three rows do
         self.play.max = self.step.max = n
         self.play.value = self.step.value = n
         self.changing = False
-        what = f"{self.frame[2]:,} × {self.frame[3]:,} px, {self.seen.look.n_patches:,} patches"
-        right = f" (truth: {self.seen.truth})" if self.seen.truth else ""
-        note = f" ({self.seen.look.note})" if self.seen.look.note else ""
-        self.say(f"{what} in {n:,} step{'s' * (n != 1)}. The run says: {self.seen.answer}{right}{note}")
+        self.say(in_words(self.seen))
         self.show()
 
 # %% ../../nbs/train/explorer.ipynb #2407a0ae

@@ -17,7 +17,7 @@ from ..base.progress import duration
 from ..runs.folder import Finished
 from ..runs.memory import check_memory
 from ..runs.registry import experiment, part
-from ..runs.reuse import copied, experiment_facts
+from ..runs.reuse import copy_if_done, experiment_facts
 from ..runs.run import Run, experiment_runs, reduction_text
 from ..runs.speed import remember
 from ..runs.status import check_free, state
@@ -167,7 +167,7 @@ def train_run(
 ) -> Path:  # its folder
     """Train one run, or go on with it, on as many devices as `devices()` says.
 
-    `Held` if another process works on it, `Finished` if one has finished it."""
+    `RunInUse` if another process works on it, `Finished` if one has finished it."""
     if devices() == 1:
         return train_here(run, device, redo, data_of)
     if data_of:
@@ -181,7 +181,7 @@ def _to_train(runs, redo):  # the runs that are neither done nor copied from ano
     for r in todo:
         check_free(r.folder)  # a run that another process works on is refused before an estimate is made
     if not redo:
-        todo = [r for r in todo if not copied(r, experiment_facts(r))]
+        todo = [r for r in todo if not copy_if_done(r, experiment_facts(r))]
     for folder, reason in why.items():
         if reason and state(folder) == "ok":
             print(f"made again, for {reason}: {folder}")
@@ -224,7 +224,7 @@ def train_all(runs: list[Run], device: str, redo: bool = False, memory_gib: floa
         print(f"estimated time: {duration(seconds)}, measured on a batch of each kind of run{one}", flush=True)
     for r in todo:
         check_time()
-        if not redo and copied(r, experiment_facts(r)):
+        if not redo and copy_if_done(r, experiment_facts(r)):
             continue  # trained meanwhile for another experiment
         try:
             train_run(r, device, redo, data_of, memory_gib)

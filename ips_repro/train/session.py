@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save as safetensors
 
 from ..base.core import definite_scale, out_root, write_atomic
+from ..base.items import first_line
 from ..base.limits import check_time, give_way
 from ..base.params import ParameterError
 from ..base.progress import Progress, remaining_seconds
@@ -33,7 +34,7 @@ def choose(device: str, scale: str) -> tuple[str, str]:  # device, scale
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"device: {device!r} cannot be used here ({str(e).splitlines()[0]})") from None
+        raise ValueError(f"device: {device!r} cannot be used here ({first_line(e)})") from None
     return device, definite_scale(scale, gpu=device.startswith("cuda"))
 
 
@@ -46,7 +47,8 @@ def device_name(
         return f"{n} x {device_name(device)}"
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    return f"{cpu_model()}, {torch.get_num_threads()} threads" if device == "cpu" else device
+    threads = torch.get_num_threads()
+    return f"{cpu_model()}, {threads} thread{'s' * (threads != 1)}" if device == "cpu" else device
 
 # %% ../../nbs/train/session.ipynb #a29e47a1
 @contextmanager
@@ -119,9 +121,10 @@ def stale(rows: list, patience: int | None) -> bool:
 # %% ../../nbs/train/session.ipynb #dfbc8935
 def _resumed(record, key, make):  # -> trainer, the rows of the epochs that are done already
     "Go on from the newest whole checkpoint of this very run, if there is one."
+    unused = [make()]  # before a checkpoint is read: what goes wrong here is not the fault of a checkpoint
 
     def use(saved):
-        trainer = make()
+        trainer = unused.pop() if unused else make()  # a new one where an earlier attempt changed it
         restore_trainer(trainer, saved["trainer"])
         if why := why_training_not_finite(trainer.net, trainer.opt):
             raise ValueError(why)
@@ -132,7 +135,7 @@ def _resumed(record, key, make):  # -> trainer, the rows of the epochs that are 
         print(f"going on after epoch {trainer.epoch} of {trainer.n_epochs}, from its checkpoint{since}", flush=True)
         return trainer, saved["rows"]
 
-    return newest(record.folder / "checkpoints", key, use) or (make(), [])
+    return newest(record.folder / "checkpoints", key, use) or (unused.pop() if unused else make(), [])
 
 
 def _flat_rows(rows, n_epochs):  # as they stood in metrics.csv
@@ -227,8 +230,8 @@ def train_into(
 ) -> Path:  # the folder
     """Train, or go on with it, and write the run's folder.
 
-    Raises `Held` if another process works on it, `Finished` if one has finished it, and `KeyboardInterrupt` when the
-    time given with `--for` is up (see [base/limits](../base/limits.ipynb)); the last epoch's checkpoint is there."""
+    Raises `RunInUse` if another process works on it, `Finished` if one has finished it, and `KeyboardInterrupt` when
+    the time given with `--for` is up (see [base/limits](../base/limits.ipynb)). The last epoch's checkpoint stays."""
     give_way()
     facts = {"device": device_name(device, facts.get("devices", 1))} | facts
     with (

@@ -157,7 +157,7 @@ def pass_over(
     Raises `NotFinite`, which knows the step, if the loss or its gradient is not finite."""
     losses, n, learn = _Losses(terms, net.device), len(data), step is not None
     order = torch.randperm(n, generator=generator) if learn else torch.arange(n)
-    resting = nullcontext if learn else getattr(net, "weights_rest", nullcontext)
+    resting = nullcontext if learn else getattr(net, "weights_fixed", nullcontext)
     net.train(learn)
     try:
         with torch.set_grad_enabled(learn), numerics(net.precision), resting():
