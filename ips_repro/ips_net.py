@@ -69,6 +69,9 @@ class IPSNet(PatchSelector):
         return Output(self.classify(pooled.tokens), pooled, selection)
 
     def look(self, batch, selection: Selection, distinct=None) -> Output:
+        """Embed the selected patches of a prepared batch, and classify.
+
+        `distinct` (U, D) are embeddings of the distinct patches that may be used again, in eval mode alone."""
         x = self.survivors(batch, selection.index, distinct)
         return self.pool(unless_marked(x, selection.score), selection)
 
@@ -77,6 +80,7 @@ class IPSNet(PatchSelector):
         return self.look(batch, *self.search(batch, generator))
 
     def classify(self, tokens: Tensor) -> dict:  # (B, ..., T, D) -> task -> (B, ..., classes)
+        "Probabilities from the tokens, one of which belongs to each task."
         return {t: head(tokens[..., i, :]) for i, (t, head) in enumerate(self.output_layers.items())}
 
 # %% ../nbs/ips/ips_net.ipynb #ede57fbd

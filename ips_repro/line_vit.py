@@ -75,6 +75,7 @@ class SelectiveMagnoViT(nn.Module):
         self.strategy, self.std, self.temperature = strategy, std, temperature
 
     def get_num_selected_patches(self) -> int:
+        "How many patches of an image are kept."
         return self.k
 
     def get_selected_patch_indices(self, lines: Tensor, generator=None) -> Tensor:  # (B, k), ascending

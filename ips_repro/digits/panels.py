@@ -239,7 +239,7 @@ def accuracy_panels(
 # %% ../../nbs/digits/panels.ipynb #60b40be2
 OUTCOMES = {  # what became of a test canvas -> its colour
     "right": "#4477aa",
-    "wrong, a needed digit not kept": "#ee6677",
+    "wrong, a needed digit missed": "#ee6677",
     "wrong, the needed digits kept": "#ccbb44",
 }
 

@@ -103,12 +103,12 @@ def claims_summary() -> list[str]:  # sentences, in markdown
     published = [theirs.verdict(c) if theirs else "" for c, theirs, _ in claimed]
     several, one = published.count("yes"), published.count("yes, one seed")
     tried = [ours.verdict(c) for (c, _, ours), verdict in zip(claimed, published) if ours and verdict[:3] == "yes"]
-    result = f"of those, {len(tried)} were tried here: {_count(tried)}" if tried else "none of those was tried here yet"
+    result = f"of those, tried here: {len(tried)} ({_count(tried)})" if tried else "none of those was tried here yet"
     shown = f"the published numbers agree with {several + one} of {len(claimed)}"
     seeds = f"{several} by several seeds, {one} by one seed on a side, so that chance is not ruled out"
     lines.append(f"**Claims**: {shown} ({seeds}); {result}.")
     answered = [ours.verdict(c) for c, _, ours in found if _is_question(c) and ours]
-    result = f"{len(answered)} were tried here: {_count(answered)}" if answered else "none was tried here yet"
+    result = f"tried here: {len(answered)} ({_count(answered)})" if answered else "none was tried here yet"
     lines.append(f"**Open questions** (nobody claimed an answer): {len(found) - len(claimed)}; {result}.")
     return lines
 

@@ -140,6 +140,7 @@ def magnified(
 
 # %% ../../nbs/train/exploration.ipynb #c5f113ff
 def has_weights(folder: Path) -> bool:
+    "Are the weights of a run here? They are not committed."
     return (folder / "weights.safetensors").is_file()
 
 
