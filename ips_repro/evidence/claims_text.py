@@ -109,7 +109,7 @@ def claims_summary() -> list[str]:  # sentences, in markdown
     lines.append(f"**Claims**: {shown} ({seeds}); {result}.")
     answered = [ours.verdict(c) for c, _, ours in found if _is_question(c) and ours]
     result = f"tried here: {len(answered)} ({_count(answered)})" if answered else "none was tried here yet"
-    lines.append(f"**Open questions** (nobody claimed an answer): {len(found) - len(claimed)}; {result}.")
+    lines.append(f"**Open questions**: {len(found) - len(claimed)}; {result}.")
     return lines
 
 # %% ../../nbs/evidence/claims_text.ipynb #bd4501d3

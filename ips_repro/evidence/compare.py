@@ -123,10 +123,10 @@ def compare_summary() -> str:  # a sentence, in markdown
     "How many published values were compared with ours, and how many of ours are inside their band."
     verdicts = _verdicts({e: compare(e) for e in bands().index})
     inside, guessing, outside = (int((verdicts == v).sum()) for v in VERDICTS[:3])
-    low = f", {guessing} inside a band in which guessing lies, too, so that they show little" if guessing else ""
+    low = f", {guessing} inside a band in which guessing lies, too" if guessing else ""
     return (
         f"**Published values** compared with runs at `paper` scale: {inside + guessing + outside} of {len(verdicts)}; "
-        f"{inside} inside the band that was written down beforehand{low}, {outside} outside."
+        f"{inside} inside the band written down beforehand{low}, {outside} outside."
     )
 
 

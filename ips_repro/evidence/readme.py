@@ -31,6 +31,8 @@ def _recorded(scale):  # (finished, begun but not finished, superseded): folders
             recipe = recorded_run(e, folder)["recipe"]
             if recipe != e.family.defaults["recipe"]:
                 superseded.append(folder)
+            elif state(folder) == "ok" and "copied_from" in read_manifest(folder):
+                continue  # counted where it was trained
             elif state(folder) == "ok":
                 finished.append(folder)
             elif (folder / "metrics.csv").is_file():
@@ -67,9 +69,8 @@ def _trained():  # how many runs there are at which scale, how far unfinished on
     planned = make_plan(EXPERIMENTS, "quick")
     done = sum(action(line)[0] == "reuse" for line in planned)
     if done < len(planned):
-        text += (
-            f" Of the {len(planned)} planned `quick` runs on digits, {done} {'is' if done == 1 else 'are'} finished."
-        )
+        there = f"{done} {'is' if done == 1 else 'are'} there (a training may stand in several experiments)"
+        text += f" Of the {len(planned)} planned `quick` runs on digits, {there}."
     if n := len(old) + len(old_quick):
         text += f" Superseded: {_runs(n)}, trained before training was exactly the published one."
         text += " They are shown in no figure and counted for no claim, and are being made anew;"
