@@ -880,8 +880,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                   'ips_repro/evidence/change.py')},
             'ips_repro.evidence.claims': { 'ips_repro.evidence.claims.Evidence': ( 'evidence/claims.html#evidence',
                                                                                    'ips_repro/evidence/claims.py'),
-                                           'ips_repro.evidence.claims.Evidence.along': ( 'evidence/claims.html#evidence.along',
-                                                                                         'ips_repro/evidence/claims.py'),
                                            'ips_repro.evidence.claims.Evidence.runs': ( 'evidence/claims.html#evidence.runs',
                                                                                         'ips_repro/evidence/claims.py'),
                                            'ips_repro.evidence.claims.Evidence.verdict': ( 'evidence/claims.html#evidence.verdict',

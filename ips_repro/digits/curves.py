@@ -211,6 +211,9 @@ def _range(row):  # "11 to 24"
     return first if first == last else f"{first} to {last}"
 
 
+_PLATEAUS = (1000, 800)  # numbers of canvases of which several ratios were published
+
+
 def plateau_note() -> str:
     "How much the published plateaus themselves differ, in two sentences."
 
@@ -220,7 +223,7 @@ def plateau_note() -> str:
 
     return (
         f"The plateau at the start varies among the published runs themselves: on 3000×3000 px it ends "
-        f"{spread(1000)}, {spread(800)}, and not in the order of the object-to-image ratios. "
+        f"{', '.join(map(spread, _PLATEAUS))}, and not in the order of the object-to-image ratios. "
         "An epoch more or less at the first mark says little."
     )
 
@@ -242,9 +245,10 @@ def _line(experiment, r):  # of the table in markdown
 
 def curves_text(experiments: list) -> str:  # markdown
     "The curves of all begun runs at paper scale, finished or not, as a table."
-    rows = [_line(e, r) for e in experiments for _, r in curve_verdicts(e).iterrows()]
+    runs = [(e, r) for e in experiments for _, r in curve_verdicts(e).iterrows()]
+    rows = [_line(e, r) for e, r in runs]
     if not rows:
         return f"{ABOUT} No run at paper scale has begun. {plateau_note()}"
     names = ["experiment", "run", "epochs done", "accuracy", "ours", "published", "range", "verdict"]
-    about = f"{ABOUT} {plateau_note()}" if any(" 1000 canvases" in row for row in rows) else ABOUT
+    about = f"{ABOUT} {plateau_note()}" if any(r.n_train in _PLATEAUS for _, r in runs) else ABOUT
     return "\n".join([about, "", f"| {' | '.join(names)} |", "|---" * len(names) + "|", *rows])

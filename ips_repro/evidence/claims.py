@@ -102,11 +102,9 @@ class Evidence(NamedTuple):
     values: dict  # parameter that does not change -> its value in words, where it is known
     reduced: dict  # parameter -> how our runs differ from the paper's plan, in words
     folders: tuple = ((), ())  # of our runs on both sides, as below the folder that has `results/`
-
-    @property
-    def along(self) -> str:  # "w_semantic 0/1"; empty if nothing does
-        "Other parameters that do not have one value in all of these runs: a difference may come from them, too."
-        return ", ".join(f"{k} {v}" for k, v in self.values.items() if "/" in v)
+    along: str = (
+        ""  # "w_semantic 0/1": what else has not one value in these runs, so that a difference may come from it
+    )
 
     def verdict(self, claim) -> str:
         return self.change.verdict(claim.expect, claim.chance, claim.needs)
@@ -152,7 +150,8 @@ def evidence(
     reduced = {text.partition(" ")[0]: text for text in reductions}
     change = Change(*(mean_of(p, score, n or p.n.iloc[0], parameters) for p in parts))
     folders = tuple(tuple(map(_below, p.folder)) if "folder" in p else () for p in parts)
-    return Evidence(change, _varied_text(start, end), _fixed_text(at), scale, values, reduced, folders)
+    along = ", ".join(f"{k} {values[k]}" for k in known if both[k].nunique() > 1)
+    return Evidence(change, _varied_text(start, end), _fixed_text(at), scale, values, reduced, folders, along)
 
 # %% ../../nbs/evidence/claims.ipynb #17553fa1
 def published_evidence(claim, table: pd.DataFrame) -> Evidence | None:  # a row of `claims`; from `published_table`
