@@ -69,7 +69,7 @@ def along(
 # %% ../../nbs/bench/figures.ipynb #6646ea2a
 AXIS_NAMES = {
     "canvas": "side of the canvas, px",
-    "n_noise": "noise glyphs",
+    "n_noise": "strokes",
     "M": "patches kept, M",
     "I": "patches a step, I",
     "patch_size": "side of a patch, px",
@@ -77,7 +77,7 @@ AXIS_NAMES = {
 LOOKS = {  # line -> colour, marker, dashes
     "definition, float32": ("0.45", "o", ""),
     "fast, float32": ("C0", "s", ""),
-    "fast, float32, an eighth of the glyphs": ("C9", "D", ""),
+    "fast, float32, an eighth of the strokes": ("C9", "D", ""),
     "fast, bfloat16": ("C2", "^", ""),
     "limit of the device, float32": ("C0", ".", (1, 1)),
     "limit of the device, bfloat16": ("C2", ".", (1, 1)),
@@ -104,7 +104,7 @@ def _long(table, base):  # axis, x, line, measure, value: what `growth_panels` d
         ]
         if axis == "canvas":
             few = along(table[table.engine == "fast"], axis, few_glyphs)
-            lines.append(few.assign(line="fast, float32, an eighth of the glyphs"))
+            lines.append(few.assign(line="fast, float32, an eighth of the strokes"))
         parts += [line.assign(axis=axis, x=line[axis]) for line in lines]
     return pd.concat(parts).melt(["axis", "x", "line"], list(MEASURES), "measure", "value").dropna(subset=["value"])
 

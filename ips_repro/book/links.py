@@ -57,13 +57,17 @@ def documents(root: Path) -> list[Path]:
     "The README, other pages, and all notebooks but `nbs/index.ipynb`, which is the README."
     pages = [root / "README.md", root / "CONTRIBUTING.md", root / "results" / "COMPARISON.md"]
     notebooks = [p for p in sorted((root / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
-    return [p for p in [*pages, *notebooks] if p.is_file() and p != root / "nbs" / "index.ipynb"]
+    return [p for p in [*pages, *notebooks] if p.is_file() and p != _index(root)]
+
+
+def _index(root):
+    return root / "nbs" / "index.ipynb"
 
 
 def broken_links(root: Path) -> list[str]:  # "file: link"
     "The links of a project's documents that lead to no file or folder of it, or to no heading of their own page."
     broken = []
-    for path in documents(root):
+    for path in filter(Path.is_file, [*documents(root), _index(root)]):
         text = prose(path)
         for link in [*links_in(text), *_in_docstrings(path)]:
             target, _, heading = link.partition("#")

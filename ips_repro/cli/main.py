@@ -64,7 +64,7 @@ def cmd_run(args) -> int:
 _BENCH = dict(
     canvas="side of a canvas, pixels",
     digit_size="digits, pixels",
-    n_noise="noise glyphs a canvas",
+    n_noise="strokes a canvas",
     images="images in the batch",
     patch_size="side of a patch, pixels",
     M="patches kept",

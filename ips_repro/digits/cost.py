@@ -45,7 +45,7 @@ def memory(run: dict) -> list[Part]:
         Part("batch_size, patch_size, n_noise", "distinct patches of a batch", 3 * B * distinct / GIB),
         Part("n_train", "patches of canvases that are kept", kept, True, spare=True),
         Part("n_train, n_noise", "what lies where on the canvases", n * (40 * run["n_noise"] + 500) / GIB),
-        Part("n_noise, noise_size", "noise glyphs", 6 * run["n_noise"] * glyph / GIB),
+        Part("n_noise, noise_size", "strokes", 6 * run["n_noise"] * glyph / GIB),
     ]
 
 

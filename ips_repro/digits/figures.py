@@ -74,10 +74,10 @@ FIGURES |= {
         "Noise_Size": Figure(
             "n_noise",
             "training canvases",
-            "noise glyphs a canvas",
+            "strokes a canvas",
             "Does the amount of noise matter?",
             True,
-            at="{} noise glyphs",
+            at="{} strokes",
         )
     },
     "Digit_Thickness": {
@@ -111,7 +111,7 @@ FIGURES |= {
             "setting",
             "",
             "Does another backbone help, or ImageNet weights?",
-            where="scale != 'published' or pretrained or n_train == 1000 and o2i == 0.008",
+            where="scale != 'published' or pretrained or n_train == 1000 and o2i < 0.05",
             theirs=("O2I_datasize",),
             line="O2I {}",
         )

@@ -12,19 +12,16 @@ import seaborn as sns
 
 from .attention_maps import digits_of, draw_map, draw_patches, kept_patches, test_canvases
 from .curves import recorded_curve
-from .tables import TASK_NAMES, read_runs
+from .tables import CHANCE, TASK_NAMES, read_runs
 from ..runs.captions import captioned
 from ..runs.tables import shown_scales
 
 # %% ../../nbs/digits/first_look.ipynb #e561ef3a
-_CHANCE = 0.1  # of guessing one of ten digits
-
-
 def _draw_learning(ax, metrics):  # training dashed, test solid, a colour for each task
     for colour, task in zip(sns.color_palette("colorblind"), TASK_NAMES):
         ax.plot(metrics["train"].index, metrics["train"][task], "--", color=colour, linewidth=1)
         ax.plot(metrics["test"].index, metrics["test"][task], "o-", color=colour, markersize=3, label=task)
-    ax.axhline(_CHANCE, color="0.5", linestyle=":", linewidth=1)
+        ax.axhline(CHANCE[task], color=colour, linestyle=":", linewidth=1)
     ax.set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1.02), title="What it learns")
     ax.legend(title="test canvases", fontsize=9, loc="upper left")
 
@@ -50,7 +47,7 @@ def first_look(
     draw_map(ax, canvas, kept, digits)
     ax.set_title(f"Where it looks: {len(kept)} of {run.n_patches} patches")
     _draw_kept(fig, place[2].subgridspec(4, 4), canvas, kept)
-    title = "A first look: which digit occurs most, which is the largest, which lies highest?"
+    title = "A first look: which digit occurs most, has the highest value, lies highest?"
     small = f"A small task: {len(run.reduced)} settings reduced from the paper's."
     return captioned(fig, title, _sentence(run), small, "Dashed: training; dotted: guessing; circles: true digits.")
 

@@ -109,6 +109,8 @@ def _legend_below(figure, legend):  # first the colours, then the sources, each 
     texts = [t.get_text() for t in legend.get_texts()]
     entries, cut = list(zip(legend.legend_handles, texts)), texts.index("source")
     legend.remove()
+    for handle, _ in entries[1:cut]:
+        handle.set_linewidth(1.5)  # also where points are not joined by lines
     _named_below(figure, *zip(*entries[1:cut]), title=texts[0])
     _named_below(figure, *zip(*entries[cut + 1 :]))
 
@@ -138,10 +140,14 @@ def _markers(sources):  # the same source has the same marker in every figure
 _RATIOS = tuple(f"{o:g} %" for o in PUBLISHED_O2I)  # as `named_columns` writes them
 
 
+# easily told apart, also by the colour-blind, and unlike those of ratios
+_OTHERS = ("#d55e00", "#0072b2", "#e69f00", "#cc79a7", "#56b4e9", "#8b5a2b", "0.45")
+
+
 def _colours(hues):  # a ratio has the same colour in every figure, and nothing else has the colours of ratios
     if set(hues) <= set(_RATIOS):
         return dict(zip(_RATIOS, sns.color_palette("viridis", len(_RATIOS))))
-    return dict(zip(hues, sns.color_palette("flare", len(hues))))
+    return dict(zip(hues, _OTHERS if len(hues) <= len(_OTHERS) else sns.color_palette("flare", len(hues))))
 
 
 def _by_numbers(name):  # "800 canvases" comes before "4000 canvases"; names without a number come last, as they are
@@ -224,6 +230,7 @@ def accuracy_panels(
     hues = sorted(dict.fromkeys(long[f.hue]), key=_by_numbers)
     looks = {"markers": _markers(sources), "dashes": {s: _dashes(s) for s in sources}}
     looks |= {"palette": _colours(hues), "hue_order": hues, "height": 2.7, "aspect": 0.93}
+    looks |= {"linewidth": 0, "err_kws": {"linewidth": 1.5}} if names else {}  # no line leads from a name to another
     points, columns = _side_by_side(long, f.x, f.hue, log_x), {"col": "task", "col_order": TASK_NAMES}
     g = _line_panels(points, x=f.x, y="accuracy", hue=f.hue, style_order=sources, **columns, **looks)
     for ax in g.axes.flat:

@@ -149,6 +149,7 @@ def score_table(experiment: str, scales: tuple = ("paper", "quick")) -> pd.DataF
         return pd.DataFrame(columns=list(TASK_NAMES))  # neither published nor trained here
     groups = long.groupby([*dict.fromkeys([f.x, f.hue, "source"]), "task"], sort=True)
     table = groups.accuracy.agg(cell).unstack("task")[list(TASK_NAMES)].fillna("")
+    table = table.rename_axis(index={f.x: f.xlabel} if f.xlabel else {})
     return table.rename(index=lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)  # 16, not 16.0
 
 # %% ../../nbs/digits/results.ipynb #736bb616
@@ -169,7 +170,7 @@ def _outcomes(rows):  # of runs of one setting -> task -> shares of OUTCOMES
 def draw_selection(experiment: str, scales: tuple = ("paper", "quick")):  # matplotlib figure, or None
     """Where errors come from in our runs: was a digit that the task needs not kept, or kept and misread?
 
-    Published runs do not record this. Returns None if there is nothing to draw."""
+    Published runs do not record this. Returns None if there are no two settings to compare."""
     f, kinds = next(iter(FIGURES[experiment].values())), ("not_selected", "misread")
     measures = ["roi_recall", *(f"{kind}_{t}" for kind in kinds for t in TASK_NAMES)]
     ours = _ours([experiment, *f.also], scales)
@@ -177,8 +178,8 @@ def draw_selection(experiment: str, scales: tuple = ("paper", "quick")):  # matp
     left_out = is_bound if f.beside else is_beside  # a bound selects by no attention
     chosen = (part.source != SOURCES["published"]) & ~part.source.map(left_out)
     wide = part[chosen & (part.task == TASK_NAMES[0])].dropna(subset=["roi_recall"])
-    if not len(wide):
-        return None
+    if not len(wide[[f.x, f.hue, "source"]].drop_duplicates()) > 1:
+        return None  # a single bar compares nothing
     wide = wide.astype(dict.fromkeys(measures, float)).sort_values([f.x, f.hue])
     names, outcomes, covered = [], [], []
     for (x, hue, source), rows in wide.groupby([f.x, f.hue, "source"], sort=False):

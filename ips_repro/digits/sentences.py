@@ -10,7 +10,7 @@ import pandas as pd
 
 from .figures import Figure
 from .tables import TASK_NAMES
-from ..runs.captions import course, span
+from ..runs.captions import course, listed
 
 # %% ../../nbs/digits/sentences.ipynb #615b6c5b
 def _fullest(table, by, points):  # the value of `by` with the most points; of several the one with the most runs
@@ -47,7 +47,7 @@ def accuracy_sentence(
     (first, (means, at, ordered, where)), *others = said
     text = f"{TASK_NAMES[0].capitalize()} accuracy {course(means, at, ordered)} ({where}; {first})"
     for source, (ours, _, _, here) in others:
-        values, places = span(ours)
-        apart = [places] * (places != span(means)[1]) + [here] * (here != where)  # what was not said of the first
+        values, places = listed(ours)
+        apart = [places] * (places != listed(means)[1]) + [here] * (here != where)  # what was not said of the first
         text += f"; {source}: {values}" + (f" ({'; '.join(apart)})" if apart else "")
     return text + "."

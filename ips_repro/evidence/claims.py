@@ -102,9 +102,9 @@ class Evidence(NamedTuple):
     values: dict  # parameter that does not change -> its value in words, where it is known
     reduced: dict  # parameter -> how our runs differ from the paper's plan, in words
     folders: tuple = ((), ())  # of our runs on both sides, as below the folder that has `results/`
-    along: str = (
-        ""  # "w_semantic 0/1": what else has not one value in these runs, so that a difference may come from it
-    )
+    # what else has not one value in these runs, so that a difference may come from it: "w_semantic 0/1"
+    along: str = ""
+    trained: str = ""  # the mean scores in training, where they are known: "0.97 → 0.17"
 
     def verdict(self, claim) -> str:
         return self.change.verdict(claim.expect, claim.chance, claim.needs)
@@ -123,6 +123,13 @@ class Evidence(NamedTuple):
 def _below(folder):  # "results/quick/Noise_Size/results_…/seed_0", of a run here or of one that comes with the project
     folder, roots = Path(folder), filter(None, (out_root(), travelling_root()))
     return next(folder.relative_to(r).as_posix() for r in roots if folder.is_relative_to(r))
+
+
+def _in_training(parts, score):  # "0.97 → 0.17"; empty if it is not known
+    column = f"train_{score}"
+    if not all(column in p and p[column].notna().all() for p in parts):
+        return ""
+    return " → ".join(f"{p[column].mean():.2f}" for p in parts)
 
 
 def important(family) -> list[str]:
@@ -151,7 +158,8 @@ def evidence(
     change = Change(*(mean_of(p, score, n or p.n.iloc[0], parameters) for p in parts))
     folders = tuple(tuple(map(_below, p.folder)) if "folder" in p else () for p in parts)
     along = ", ".join(f"{k} {values[k]}" for k in known if both[k].nunique() > 1)
-    return Evidence(change, _varied_text(start, end), _fixed_text(at), scale, values, reduced, folders, along)
+    words = _varied_text(start, end), _fixed_text(at)
+    return Evidence(change, *words, scale, values, reduced, folders, along, _in_training(parts, score))
 
 # %% ../../nbs/evidence/claims.ipynb #17553fa1
 def published_evidence(claim, table: pd.DataFrame) -> Evidence | None:  # a row of `claims`; from `published_table`

@@ -75,6 +75,7 @@ def _varied(evidence):  # "w_diversity 0 → 3 (and w_semantic 0/1)"
 
 def _cell(evidence, claim):  # of the table
     about = f"{_worded(_varied(evidence))}; {_seeds(evidence)}"
+    about += f"; in training {evidence.trained}" * bool(evidence.trained)
     about += f"; {_would_take(evidence.change)}" * (evidence.verdict(claim) == "unclear")
     return f"**{evidence.verdict(claim)}**: {_numbers(evidence)}<br>{about}"
 
@@ -87,7 +88,8 @@ def _row(found):  # of the table; its links start from the folder of the page
     c, theirs, ours = found
     published = _cell(theirs, c) if theirs else "not published"
     here = _cell(ours, c) + ", paper scale" * (ours.scale == "paper") if ours else "not run yet"
-    return f"| [{c.experiment}](../nbs/{c.notebook}.ipynb): {c.wording} ({c.score}) | {published} | {here} |"
+    source = "" if _is_question(c) else f"; {c.source}"
+    return f"| [{c.experiment}](../nbs/{c.notebook}.ipynb): {c.wording} ({c.score}{source}) | {published} | {here} |"
 
 
 def claims_table(questions: bool = False) -> str:  # markdown
@@ -95,22 +97,38 @@ def claims_table(questions: bool = False) -> str:  # markdown
     rows = [_row(found) for found in looked_up() if _is_question(found[0]) == questions]
     return "\n".join(["| claim | published | ours |", "|---|---|---|", *rows])
 
-
+# %% ../../nbs/evidence/claims_text.ipynb #a0221100
 def claims_summary() -> list[str]:  # sentences, in markdown
-    "How many claims there are, how many the published numbers bear out, and what our runs show; questions apart."
-    found, lines = looked_up(), []
-    claimed = [f for f in found if not _is_question(f[0])]
-    published = [theirs.verdict(c) if theirs else "" for c, theirs, _ in claimed]
-    several, one = published.count("yes"), published.count("yes, one seed")
-    tried = [ours.verdict(c) for (c, _, ours), verdict in zip(claimed, published) if ours and verdict[:3] == "yes"]
-    result = f"of those, tried here: {len(tried)} ({_count(tried)})" if tried else "none of those was tried here yet"
-    shown = f"the published numbers agree with {several + one} of {len(claimed)}"
-    seeds = f"{several} by several seeds, {one} by one seed on a side, so that chance is not ruled out"
-    lines.append(f"**Claims**: {shown} ({seeds}); {result}.")
-    answered = [ours.verdict(c) for c, _, ours in found if _is_question(c) and ours]
-    result = f"tried here: {len(answered)} ({_count(answered)})" if answered else "none was tried here yet"
-    lines.append(f"**Open questions**: {len(found) - len(claimed)}; {result}.")
-    return lines
+    """How many claims there are, how many the published numbers bear out, and what our runs show; questions apart.
+
+    Claims in the papers' own words are counted apart from those that were read off the published numbers, which of
+    course agree with them."""
+    found = looked_up()
+    questions = [f for f in found if _is_question(f[0])]
+    read_off = [f for f in found if f[0].source == _READ_OFF]
+    stated = [f for f in found if not _is_question(f[0]) and f[0].source != _READ_OFF]
+    (agree, one_seed), (agree_anyway, _) = _borne_out(stated), _borne_out(read_off)
+    by_one = f" ({one_seed} of these with one seed on a side)" * bool(one_seed)
+    claims_line = (
+        f"**Claims**: {len(stated)} in the papers' own words, of which the published runs bear out {agree}{by_one}; "
+        f"{len(read_off)} more were read off those runs, so their agreement ({agree_anyway}) proves nothing. "
+        f"{_tried(stated + read_off)}"
+    )
+    return [claims_line, f"**Open questions**: {len(questions)}. {_tried(questions)}"]
+
+
+_READ_OFF = "published runs"  # the source of a claim that is worded after the numbers
+
+
+def _borne_out(found):  # how many claims the published numbers agree with, and how many of these by one seed on a side
+    verdicts = [theirs.verdict(c) if theirs else "" for c, theirs, _ in found]
+    several, one = verdicts.count("yes"), verdicts.count("yes, one seed")
+    return several + one, one
+
+
+def _tried(found):  # a sentence
+    verdicts = [ours.verdict(c) for c, _, ours in found if ours]
+    return f"Tried here: {len(verdicts)} ({_count(verdicts)})." if verdicts else "None was tried here yet."
 
 # %% ../../nbs/evidence/claims_text.ipynb #bd4501d3
 def _holds(verdict):
@@ -132,6 +150,7 @@ def _outcome(evidence, claim):
     fixed = f"{evidence.fixed}; " if evidence.fixed else ""
     margin = f"{evidence.change.margin:.3f}" if evidence.change.margin <= 1 else "over 1"
     about = f"{_varied(evidence)}; {fixed}{_seeds(evidence)}; margin {margin}"
+    about += f"; in training {evidence.trained}" * bool(evidence.trained)
     verdict = evidence.verdict(claim)
     more = f"; {_would_take(evidence.change)}" if verdict == "unclear" else ""
     return f"{_numbers(evidence)} ({about}), {_holds(verdict)}{more}."
@@ -201,10 +220,13 @@ def claims_text() -> str:  # markdown
 
 
 ABOUT = (
-    "Mean ± standard deviation over the seeds. A difference counts if it exceeds its margin (95 %, of the seeds or of "
-    f"the test images, whichever is more), and is none if it is below {SAME:g} give or take the margin. How many "
-    "seeds would tell holds for the same difference and deviation. What is ours can be checked with `results/` alone: "
-    "below, each verdict names its runs, whose scores are in their `summary.json`."
+    "Mean ± standard deviation over the seeds. A difference counts if it exceeds its margin: half a 95 % "
+    "interval, from the seeds or from the test images, whichever is wider. There is no difference if, even "
+    f"with the margin added, it stays below {SAME:g}. The number of seeds that would tell assumes the same "
+    "difference and deviation. *In training* are the accuracies on the training images in the last epoch: "
+    "where they are low, the networks were still learning, and the difference may be one of speed. What is "
+    "ours can be checked with `results/` alone: below, each verdict names its runs, whose scores are in their "
+    "`summary.json`."
 )
 
 

@@ -95,11 +95,11 @@ def text(experiment: str, table: pd.DataFrame) -> str:  # markdown
     if not table.n.any():
         values = f"{len(table)} published value{'s' * (len(table) != 1)}"
         counts = f"{values}, {(table.verdict == 'not run').sum()} of them in the plan"
-        return f"## {experiment}\n\n{counts}; nothing at `paper` scale yet.\n"
+        return f"### {experiment}\n\n{counts}; nothing at `paper` scale yet.\n"
     settings = part(registered(experiment).family, "results").SETTING
     varies = [k for k in settings if table[k].nunique() > 1]
     lines = [
-        f"## {experiment}",
+        f"### {experiment}",
         "",
         f"Band ± {bands().band[experiment]:g}: {bands().reason[experiment]}.",
         "",
@@ -123,10 +123,10 @@ def compare_summary() -> str:  # a sentence, in markdown
     "How many published values were compared with ours, and how many of ours are inside their band."
     verdicts = _verdicts({e: compare(e) for e in bands().index})
     inside, guessing, outside = (int((verdicts == v).sum()) for v in VERDICTS[:3])
-    low = f", {guessing} inside a band in which guessing lies, too" if guessing else ""
+    low = f", {guessing} inside one so wide that guessing is inside, too" * bool(guessing)
     return (
-        f"**Published values** compared with runs at `paper` scale: {inside + guessing + outside} of {len(verdicts)}; "
-        f"{inside} inside the band written down beforehand{low}, {outside} outside."
+        f"**Published values** compared with runs at `paper` scale: {inside + guessing + outside} of {len(verdicts)}: "
+        f"{inside} inside the band fixed beforehand, {outside} outside{low}."
     )
 
 

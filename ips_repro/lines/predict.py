@@ -18,7 +18,7 @@ from ..line_drawing import Drawer, as_ink, black_on_white
 from .data import few, middle_square, read_folders
 from .score import as_lines, log_scores
 from .settings import UNUSED
-from .training import answers, data_root
+from .training import classify, data_root
 from ..train.kept import cell_boxes
 from ..train.predict import Look, RunPredictor, spread
 
@@ -47,7 +47,7 @@ class Predictor(RunPredictor):
         lines = as_ink(black_on_white(self.drawer(picture)))  # as it is kept for training
         color = np.asarray(middle_square(picture, self.run["image_size"])).transpose(2, 0, 1)
         color, lines = (torch.from_numpy(np.ascontiguousarray(v))[None].to(self.device) for v in (color, lines[None]))
-        probs, kept = answers(self.net, color, lines, generator(self.run["seed"], "test"))
+        probs, kept = classify(self.net, color, lines, generator(self.run["seed"], "test"))
         shares = log_scores(as_lines(lines), vit.grid, vit.strategy, vit.std, vit.temperature)[0].exp()
         scores = shares[kept[0]].cpu()
         best = scores.argsort(descending=True, stable=True)

@@ -115,6 +115,9 @@ class Runs(list):
         return super().__getitem__(which)
 
 
+_MOST_LISTED = 4  # settings of which it is said that they are missing; more are counted
+
+
 def _missing_text(e, scale, runs, missing):  # one line for each setting
     text = f"{e.name}: {len(runs) - len(missing)} of {len(runs)} runs at {scale} scale are finished"
     if not missing:
@@ -123,6 +126,9 @@ def _missing_text(e, scale, runs, missing):  # one line for each setting
     for r in missing:
         seeds.setdefault(r.folder.parent.name, []).append(str(r["seed"]))
     lines = [f"    {name}: seed {', '.join(of_name)}" for name, of_name in seeds.items()]
+    if len(lines) > _MOST_LISTED + 1:
+        more = f"    and {len(lines) - _MOST_LISTED} other settings; all: ips-repro plan {e.name} --scale {scale}"
+        lines = [*lines[:_MOST_LISTED], more]
     return "\n".join([f"{text}; missing:", *lines])
 
 

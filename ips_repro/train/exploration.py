@@ -139,9 +139,9 @@ def magnified(
     return centre[0] - w / factor / 2, centre[1] - h / factor / 2, w / factor, h / factor
 
 # %% ../../nbs/train/exploration.ipynb #c5f113ff
-def has_weights(folder: Path) -> bool:
-    "Are the weights of a run here? They are not committed."
-    return (folder / "weights.safetensors").is_file()
+def has_weights(folder: str | Path) -> bool:
+    "Are the weights of a run here? Of most runs they are not committed."
+    return (Path(folder) / "weights.safetensors").is_file()
 
 
 def runs_to_explore() -> list[tuple[str, Path]]:  # label, folder; the latest first, those without weights last

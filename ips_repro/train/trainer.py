@@ -100,14 +100,14 @@ class _Losses:
 
 
 def _batches(net, data, order, batch_size):  # yields (indices of images, task -> labels on the network's device)
-    answers = {t: torch.as_tensor(data.labels[t]) for t in net.tasks}
-    answers = {
-        t: upload(answers[t].long() if kind == "softmax" else answers[t], net.device)
+    labels = {t: torch.as_tensor(data.labels[t]) for t in net.tasks}
+    labels = {
+        t: upload(labels[t].long() if kind == "softmax" else labels[t], net.device)
         for t, (kind, _) in net.tasks.items()
     }
     places = upload(order, net.device)
     for idx, here in zip(order.split(batch_size), places.split(batch_size)):
-        yield idx.tolist(), {t: answer[here] for t, answer in answers.items()}
+        yield idx.tolist(), {t: label[here] for t, label in labels.items()}
 
 # %% ../../nbs/train/trainer.ipynb #3e33afda
 class Alone:
