@@ -32,10 +32,28 @@ class Output(NamedTuple):
 ACTIVATIONS = {"softmax": nn.Softmax(dim=-1), "sigmoid": nn.Sigmoid()}
 
 # %% ../nbs/ips/ips_net.ipynb #91586180
+def _check_parts(encoder, tasks):
+    if not tasks:
+        raise ValueError("tasks: there are none")
+    for name, task in tasks.items():
+        if not isinstance(task, (tuple, list)) or len(task) != 2 or task[0] not in ACTIVATIONS:
+            raise ValueError(f"tasks: {name!r} is {task!r}, not (kind, classes) with kind {' or '.join(ACTIVATIONS)}")
+        if "." in name:
+            raise ValueError(f"tasks: {name!r} has a dot in its name, which PyTorch does not allow")
+    if not hasattr(encoder, "D"):
+        raise ValueError("encoder: it has no attribute D, the width of its output; see `ips.encoders.make_encoder`")
+
+
 class IPSNet(PatchSelector):
     """Iterative Patch Selection network (arXiv 2210.13007).
 
-    `net(patches)` selects and classifies; patches are a dense (B, N, C, p, p) tensor in [0, 1] or a `PatchBatch`."""
+    `net(patches)` selects and classifies; patches are a dense (B, N, C, p, p) tensor in [0, 1] or a `PatchBatch`.
+    A step of training, with labels (B,) int64 for softmax and (B, classes) float32 for sigmoid:
+
+        loss = mean_task_loss(net.tasks, net(patches).probs, labels)  # of `ips.losses`: `probs` are no logits
+        optimiser.zero_grad(); loss.backward(); optimiser.step()
+
+    `ValueError` names what cannot be: a kind of task, an encoder without D, patches of another shape."""
 
     def __init__(
         self,
@@ -54,6 +72,7 @@ class IPSNet(PatchSelector):
         **transformer,  # H, Dk, Dv, D_inner, dropout
     ):
         super().__init__()
+        _check_parts(encoder, tasks)
         self.encoder, self.transf, self.mask = encoder, Transformer(encoder.D, len(tasks), **transformer), mask
         heads = {t: nn.Sequential(nn.Linear(encoder.D, n), ACTIVATIONS[kind]) for t, (kind, n) in tasks.items()}
         self.output_layers = nn.ModuleDict(heads)

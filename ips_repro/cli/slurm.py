@@ -102,7 +102,8 @@ def slurm_options(words: list[str]) -> dict:  # option -> text, or int where it 
     for w in words:
         if not w.partition("=")[0].isidentifier() or not w.partition("=")[2]:
             raise ParameterError(f"slurm: {w!r} is not KEY=VALUE, as in partition=gpu")
-    options = {k: int(v) if v.isdecimal() else v for k, _, v in (w.partition("=") for w in words)}
+    pairs = [w.partition("=")[::2] for w in words]
+    options = {k: int(v) if v.isdecimal() and str(int(v)) == v else v for k, v in pairs}  # account=00123 is a name
     for k, instead in (("array_parallelism", "--slots"), ("dependency", "nothing: arrays follow one another")):
         if k in options:
             raise ParameterError(f"slurm: {k} is set by {instead}")

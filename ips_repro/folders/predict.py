@@ -9,6 +9,7 @@ __all__ = ['Predictor']
 from pathlib import Path
 
 from ..base.images import image_size, images_below, list_images
+from ..base.items import attempted
 from .images import ImagePatches
 from .listing import read_listing
 from .record import look
@@ -17,6 +18,16 @@ from .training import data_root
 from ..train.predict import Look, RunPredictor, spread
 
 # %% ../../nbs/folders/predict.ipynb #8943d543
+def _listed(source, column):  # of a table: the column that the run's own table had or, without it, `path`
+    try:
+        return list_images(source, column=column)
+    except ValueError as e:
+        found, why = attempted(list_images, source)
+        if why:
+            raise e from None
+        return found
+
+
 class Predictor(RunPredictor):
     "A run on one's own images; see [train/predict](../train/predict.ipynb)."
 
@@ -29,7 +40,7 @@ class Predictor(RunPredictor):
         "The images of a folder and of the folders in it, those that a table lists, or one image."
         source = Path(source)
         if not source.is_dir():
-            return list_images(source, column=self.run["path_column"])
+            return _listed(source, self.run["path_column"])
         answers = {p.parent for p in source.rglob("predictions.csv") if (p.parent / "overlays").is_dir()}
         photographs = [
             item for item in images_below(source) if not answers & set(Path(str(item)).parents)

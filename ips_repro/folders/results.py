@@ -15,10 +15,10 @@ from matplotlib.patches import Rectangle
 
 from ..base.core import read_csv, read_json
 from ..base.images import read_sheet
-from .settings import EXPERIMENTS, data_name
+from .settings import EXPERIMENTS, OWN_IMAGES
 from ..runs.captions import captioned
 from ..runs.confusions import confusion, draw_confusion
-from ..runs.run import Run
+from ..runs.run import Run, experiment_runs
 from ..runs.status import read_manifest
 from ..runs.tables import figures_by_data
 
@@ -106,7 +106,8 @@ def _show(ax, picture, scale, patches, answer):  # `scale`: pixels of the pictur
         frame.set_facecolor((*colour[:3], 0.15))
         ax.add_patch(frame)
     right = answer["class"] == answer["guess"]
-    text = answer["class"] if right else f"{answer['class']}, taken for {answer['guess'] or 'none'}"
+    true = answer["class"] or "none"  # where an image may have several labels
+    text = true if right else f"{true}, taken for {answer['guess'] or 'none'}"
     ax.set_title(text, fontsize=9, color="k" if right else "#b3261e")
     ax.set_axis_off()
 
@@ -150,19 +151,22 @@ def best_patches(folder: str | Path):  # matplotlib figure; None if nothing was 
             ax.set_frame_on(False)
         for ax, patch in zip(row_of_axes, patches):
             ax.imshow(patch)
-        row_of_axes[0].set_ylabel(name, fontsize=9)
+        row_of_axes[0].set_ylabel(name or "none", fontsize=9)
     shows = f"The most attended patch of {len(records)} right answers, the surest of each of {len(by_class)} classes."
     return captioned(fig, "What it attends to most", shows)
 
 # %% ../../nbs/folders/results.ipynb #6c074017
-def own_figures(runs: pd.DataFrame) -> dict:  # name of the file -> figure; rows of `run_table`, on the same data
-    "Learning curves of all runs, and the answers of the first one."
-    data = "" if runs.data[0] == "example" else f"_{data_name(runs.data[0])}"
-    name, folder = f"Own_Images{data}" + "_changed" * int(runs.variant.map(len).any()), runs.folder[0]
+def _setting(run):  # of a row of `run_table`: how its figures are called
+    setting = Path(run.folder).parent.name
+    plain = {r.folder.parent.name for r in experiment_runs(EXPERIMENTS[OWN_IMAGES], {}, run.scale)}
+    return OWN_IMAGES if setting in plain else f"{OWN_IMAGES}_{setting.removeprefix('results_')}"
+
+
+def _of_setting(runs, name):  # learning curves of its seeds, and the answers of the first
+    folder, about = runs.folder.iloc[0], f"{runs.scale.iloc[0].capitalize()} scale, seed {runs.seed.iloc[0]}."
     table, classes, several = read_answers(folder)
-    about = f"{runs.scale[0].capitalize()} scale, seed {runs.seed[0]}."
     counts = None if several else confusion(table["class"], table["guess"], classes)
-    figures = {
+    return {
         f"{name}_curves": learning_curves(runs),
         f"{name}_confusion": None if several else draw_confusion(counts, "What is taken for what", about),
         f"{name}_roc": draw_roc(folder),
@@ -170,6 +174,15 @@ def own_figures(runs: pd.DataFrame) -> dict:  # name of the file -> figure; rows
         f"{name}_wrong": gallery(folder, wrong=True),
         f"{name}_patches": best_patches(folder),
     }
+
+
+def own_figures(runs: pd.DataFrame) -> dict:  # name of the file -> figure; rows of `run_table`, on the same data
+    "For each setting the learning curves of its runs and the answers of the first; of several, all curves together."
+    figures, settings = {}, [_setting(run) for run in runs.itertuples()]
+    for name in dict.fromkeys(settings):
+        figures |= _of_setting(runs[[s == name for s in settings]], name)
+    if len(set(settings)) > 1:
+        figures[f"{min(settings, key=len)}_compared_curves"] = learning_curves(runs)
     return {n: fig for n, fig in figures.items() if fig}
 
 

@@ -19,7 +19,8 @@ import psutil
 from ..base.images import image_size
 from ..base.items import attempted
 from ..base.params import ParameterError, absolute_path, number_name
-from .listing import listing_version, read_listing
+from .listing import SPLIT_AS_GIVEN, read_listing
+from .version import listing_version
 from ..runs import family
 from ..runs.family import RECIPE_BY_IMAGE, Experiment, Family, Like, by_scale, kept_of, warmup_that_fits
 from ..runs.memory import GIB, Part, activations, bytes_per_pixel, images_at_once, total_gib
@@ -87,6 +88,16 @@ def proposed_memory(run: dict, n_patches: int) -> int:  # M, at least 4 and at m
     return min(max(int(room / patch / run["batch_size"]), 4), 64, n_patches)
 
 
+def _check_patches(run, asked, sides):
+    p, native = run["patch_size"], run["size"] == "native"
+    if run["stride"] > p:
+        raise ParameterError(f"stride: {run['stride']} px is more than patch_size = {p}: pixels would be left out")
+    if p > min(sides) and ("patch_size" in asked or not native):  # a smaller image is padded
+        what = f"a typical image ({sides[0]} x {sides[1]} px)" if native else f"size = {sides[0]}"
+        name = "patch_size" if "patch_size" in asked else "size, patch_size"
+        raise ParameterError(f"{name}: {p} px is more than {what}; at most {min(sides)} would do")
+
+
 def _complete(run, asked):
     run["warmup_epochs"] = warmup_that_fits(run, asked)
     if not run["mask_p"]:
@@ -100,9 +111,14 @@ def _complete(run, asked):
     sides = (run["height"], run["width"]) if native else (int(run["size"]),) * 2
     run["patch_size"] = run["patch_size"] or proposed_patch(*sides)
     run["stride"] = run["stride"] or run["patch_size"]
+    if run["stride"] > run["patch_size"]:
+        raise ParameterError(
+            f"stride: {run['stride']} px is more than patch_size = {run['patch_size']}: pixels are left out"
+        )
     if run["patch_size"] > min(sides) and ("patch_size" in asked or not native):  # a smaller image is padded
         what = f"a typical image ({sides[0]} x {sides[1]} px)" if native else f"size = {sides[0]}"
-        raise ParameterError(f"patch_size: {run['patch_size']} px is more than {what}; at most {min(sides)} would do")
+        name = "patch_size" if "patch_size" in asked else "size, patch_size"
+        raise ParameterError(f"{name}: {run['patch_size']} px is more than {what}; at most {min(sides)} would do")
     if native and run["piece"] is None and (run["pretrained"] or run["frozen"]):
         run["piece"] = max(1, _PIECE // run["patch_size"] ** 2)
     if native and not run["piece"] and "batch_size" not in asked:
@@ -129,6 +145,16 @@ def _sizes(listing):  # (height, width) of the images whose header can be read
     return found
 
 
+def _refuse(values, path, names, why):  # parameters that would be passed over without a word
+    for name in names:
+        if values.get(name) not in (None, DEFAULTS[name]):
+            raise ParameterError(f"{name}: {why.format(path)}")
+
+
+_COLUMNS = ("path_column", "label_column", "split_column", "group_column")
+_SPLITTING = ("split_seed", "test_fraction")
+
+
 def _prepare(values):
     data = values.get("data", "example")
     if data == "example":
@@ -136,31 +162,43 @@ def _prepare(values):
     path = absolute_path("data", data)
     if not path.exists():
         raise ParameterError(f"data: {data!r} is not 'example', and there is no folder or table {path}")
-    for name in _MADE:
-        if values.get(name):
-            raise ParameterError(f"{name}: only of the example; the images of {path} are as they are")
+    _refuse(values, path, _MADE, "only of the example; the images of {} are as they are")
+    if path.is_dir():
+        _refuse(values, path, _COLUMNS, "only of a table; {} is a folder")
     try:
         listing = read_listing(path, **columns_of(DEFAULTS | {k: v for k, v in values.items() if k in DEFAULTS}))
     except (ValueError, OSError) as e:
         raise ParameterError(str(e)) from None
+    if listing.how_split == SPLIT_AS_GIVEN:
+        _refuse(values, path, _SPLITTING, "{} says itself what to train and to test on")
     sizes = _sizes(listing)
     found = {"height": round(median(h for h, _ in sizes)), "width": round(median(w for _, w in sizes))}
     found |= {"smallest": min(map(min, sizes)), "data_version": listing_version(listing)}
     return values | {"data": str(path)} | found
 
 # %% ../../nbs/folders/settings.ipynb #157c0547
-def data_name(data: str) -> str:
-    "A folder or table in the names of files: two of them may be called the same."
-    return data if data == "example" else f"{Path(data).stem}-{hashlib.sha256(data.encode()).hexdigest()[:6]}"
+def _short_hash(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def data_name(data: str, version: str | None) -> str:
+    """A folder or table in the names of files: two of them may be called the same, and one may change."""
+    return data if data == "example" else f"{Path(data).stem}-{_short_hash(data)}-{(version or 'new')[:6]}"
+
+
+def _special(k, v):  # a parameter in the name of a folder
+    if k in _COLUMNS:
+        return f"{k}-{v}"
+    return v if isinstance(v, str) else k if v is True else f"{k}{number_name(v)}"
 
 
 def _folder(run, special):
-    extra = []
-    for k, v in special.items():
-        if k not in ("size", "patch_size", "M"):
-            extra.append(v if isinstance(v, str) else k if v is True else f"{k}{number_name(v)}")
-    parts = ["results", data_name(run["data"]), run["size"], "PS", run["patch_size"], f"M{run['M']}", *extra]
-    return re.sub(r"[^\w.-]+", "-", "_".join(map(str, parts)))
+    data = data_name(run["data"], run["data_version"])
+    extra = [_special(k, v) for k, v in special.items() if k not in ("size", "patch_size", "M")]
+    parts = ["results", data, run["size"], "PS", run["patch_size"], f"M{run['M']}", *extra]
+    name = "_".join(map(str, parts))
+    safe = re.sub(r"[^\w.-]+", "-", name)
+    return safe if safe == name else f"{safe}-{_short_hash(name)}"  # other names may look the same now
 
 # %% ../../nbs/folders/settings.ipynb #dcf51c94
 def memory(run: dict) -> list[Part]:
@@ -194,6 +232,7 @@ FOLDERS = Family(
     RANGES,
     ("seed", "data"),
     derived=("data_version", "height", "width", "smallest"),
+    of_data=(*_COLUMNS, *_SPLITTING),
     unimportant=("eval_every", "check", "precision", "determinism"),
     cost=cost,
     memory=memory,

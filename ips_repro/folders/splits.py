@@ -54,7 +54,7 @@ def split(
     if all(i.part for i in items):
         return items
     count = Counter(name for i in items for name in i.labels)
-    kinds = [min(i.labels, key=lambda name: (count[name], name)) for i in items]
+    kinds = [min(i.labels, key=lambda name: (count[name], name), default="") for i in items]
     groups, classes = _groups(items), set(count)
     share = Fraction(test_fraction).limit_denominator(100)
     most = min(share.denominator, len(set(groups)), max(Counter(kinds).values()))

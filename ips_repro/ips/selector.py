@@ -176,7 +176,9 @@ class PatchEncoder(CachingEncoder):
     def prepare(self, patches):  # dense (B, N, C, p, p) tensor or `PatchBatch` -> what the engine works on
         """The patches on the network's device: distinct for the fast engine, all of them, dense, for the reference.
 
-        uint8 becomes [0, 1]. Raises `ValueError` if N is not what the network was made for."""
+        uint8 becomes [0, 1]. Raises `ValueError` for another shape, and if N is not what the network was made for."""
+        if torch.is_tensor(patches) and (patches.dim() != 5 or not len(patches)):
+            raise ValueError(f"patches: {tuple(patches.shape)} is not (B, N, C, p, p) with at least one image")
         if self.engine == "fast" or isinstance(patches, PatchBatch):
             batch = compact(patches).to(self.device)
             batch = batch if self.engine == "fast" else batch.dense()

@@ -75,6 +75,7 @@ class Family(NamedTuple):
     published: dict = {}  # what to ask for to have the papers' own data
     in_paper: Callable = lambda run: {}  # what the paper of a run had that cannot be asked for here
     derived: tuple = ()  # parameters that record what was found in the data; they are never asked for
+    of_data: tuple = ()  # parameters that say which data are used, besides `data`: a run with others is as plain
     # how a run is computed and observed, not what is learnt
     unimportant: tuple = ("eval_every", "precision", "determinism", "engine")
     cost: Callable = lambda run: {"cpu_minutes": None, "gib": None}  # expected, on two CPU cores

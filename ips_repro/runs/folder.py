@@ -9,6 +9,7 @@ __all__ = ['versions', 'git_state', 'now', 'settle', 'Finished', 'RunFolder']
 import importlib.metadata
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from ips_repro.base.core import (
     write_json,
 )
 from ips_repro.runs.status import (
+    BEFORE,
     OUTPUTS,
     UNKNOWN,
     RunInUse,
@@ -35,6 +37,7 @@ from ips_repro.runs.status import (
     parameters_hash,
     read_manifest,
     same_run,
+    state,
     take_lock,
 )
 
@@ -195,9 +198,24 @@ def _describe(run, earlier):
     }
 
 
+def _put_aside(folder):  # a finished result stays in a folder of its own until there is another
+    if state(folder) != "ok":
+        return
+    before = folder / BEFORE
+    shutil.rmtree(before, ignore_errors=True)  # of a process that was killed while it was doing this
+    part = before.with_name(f".{BEFORE}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    for name in (*OUTPUTS, "manifest.json", "status.json"):
+        if (folder / name).is_file():
+            shutil.copy2(folder / name, part / name)
+    part.rename(before)
+
+
 def _begin(run):
     # in this order: whenever it is killed, what lies there does not look finished, and this attempt is recorded
     write_json(run.folder / "holder.json", {k: run.manifest["attempts"][-1][k] for k in UNKNOWN})
+    _put_aside(run.folder)
     (run.folder / "status.json").unlink(missing_ok=True)
     write_json(run.folder / "manifest.json", run.manifest)
     for name in OUTPUTS[1:]:
@@ -224,17 +242,25 @@ def _earlier(run):
     return []
 
 
+def _settle_before(before, ended):
+    if ended == "ok":
+        shutil.rmtree(before, ignore_errors=True)
+    elif before.is_dir():
+        print(f"the result before is kept in {before}; to go back, move its files to {before.parent}", flush=True)
+
+
 def _end(run, kind, error):
-    state = "ok" if kind is None else "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
-    if state == "ok" and run.summary is None:
-        state, error = "failed", RuntimeError("the run ended without a summary")
+    ended = "ok" if kind is None else "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
+    if ended == "ok" and run.summary is None:
+        ended, error = "failed", RuntimeError("the run ended without a summary")
     why = None if error is None else "".join(traceback.format_exception_only(error)).strip()
     run.manifest["ended"] = run.manifest["attempts"][-1]["ended"] = now()
-    run.manifest["attempts"][-1]["state"] = state
+    run.manifest["attempts"][-1]["state"] = ended
     with run.guards, undisturbed():
         try:
             run.manifest["outputs"] = {n: sha256(run.folder / n) for n in OUTPUTS if (run.folder / n).is_file()}
             write_json(run.folder / "manifest.json", run.manifest)
         finally:
-            write_json(run.folder / "status.json", {"state": state, "error": why, "ended": run.manifest["ended"]})
+            write_json(run.folder / "status.json", {"state": ended, "error": why, "ended": run.manifest["ended"]})
+        _settle_before(run.folder / BEFORE, ended)
         (run.folder / "holder.json").unlink(missing_ok=True)

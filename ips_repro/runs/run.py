@@ -70,7 +70,8 @@ def _apart_from_block(run, scale, **published):  # `differences` from the block 
     for block in e.grids[scale]:
         fixed = {k: v for k, v in block.items() if k not in axes}
         apart = differences(run.family, run, scale, fixed, e.axes, **published)
-        found.append({k: v for k, v in apart.items() if k not in run.family.unimportant})
+        passed_over = (*run.family.unimportant, *run.family.of_data)
+        found.append({k: v for k, v in apart.items() if k not in passed_over})
     return min(found, key=len)
 
 

@@ -90,8 +90,12 @@ def shown_scales(scale: str) -> tuple[str, ...]:
 
 def plain_runs_by_data(experiment: Experiment, scale: str) -> list[pd.DataFrame]:
     "The plain runs that figures of a scale show, those on the same data together."
-    runs = plain_runs(experiment, shown_scales(scale))
-    return [some.reset_index(drop=True) for _, some in runs.groupby("data")] if len(runs) else []
+    runs, family = plain_runs(experiment, shown_scales(scale)), experiment.family
+    if not len(runs):
+        return []
+    version = [k for k in ("data_version",) if k in family.derived]
+    same_data = runs.groupby(["data", *version, *family.of_data], dropna=False)
+    return [some.reset_index(drop=True) for _, some in same_data]
 
 
 def figures_by_data(experiment: Experiment, scale: str, figures) -> dict:  # name of the file -> figure
