@@ -43,7 +43,7 @@ def _check_parts(encoder, tasks):
     if not hasattr(encoder, "D"):
         raise ValueError("encoder: it has no attribute D, the width of its output; see `ips.encoders.make_encoder`")
 
-
+# %% ../nbs/ips/ips_net.ipynb #f8d9966e
 class IPSNet(PatchSelector):
     """Iterative Patch Selection network (arXiv 2210.13007).
 

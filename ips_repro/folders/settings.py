@@ -87,7 +87,7 @@ def proposed_memory(run: dict, n_patches: int) -> int:  # M, at least 4 and at m
     patch = bytes_per_pixel(run["backbone"]) * run["patch_size"] ** 2
     return min(max(int(room / patch / run["batch_size"]), 4), 64, n_patches)
 
-
+# %% ../../nbs/folders/settings.ipynb #c175b68f
 def _check_patches(run, asked, sides):
     p, native = run["patch_size"], run["size"] == "native"
     if run["stride"] > p:
