@@ -19,6 +19,7 @@ import nbformat
 
 from ..base.core import project_root, results_dirs
 from ..base.params import ParameterError, notebook_params
+from ..runs.status import BEFORE
 
 # %% ../../nbs/book/executed.ipynb #d015d654
 _NOT_RUN = re.compile(r"^#\|\s*(slow|notest|eval:\s*false)", re.M)
@@ -40,8 +41,10 @@ def _parameters(path):  # None if it has none
 
 
 def is_drawn(path: str | Path) -> bool:
-    "Is this an experiment notebook that can draw what lies in `results/` without training?"
-    return "train" in (_parameters(path) or ())
+    "Is this a notebook for users that can show what lies in `results/` without training?"
+    if (parameters := _parameters(path)) is None:
+        return Path(path).name[0].isdigit()  # it only reads
+    return "train" in parameters
 
 
 def is_shown(path: str | Path) -> bool:
@@ -52,7 +55,7 @@ def is_shown(path: str | Path) -> bool:
 
 # %% ../../nbs/book/executed.ipynb #8ab9df26
 # what figures are not made from, below results/
-LEFT_OUT = ("checkpoints", "smoke", "executed", "predictions", ".lock", "holder.json")
+LEFT_OUT = ("checkpoints", "smoke", "executed", "predictions", BEFORE, ".lock", "holder.json")
 
 
 def _linked(source, to):
