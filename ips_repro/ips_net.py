@@ -33,10 +33,12 @@ ACTIVATIONS = {"softmax": nn.Softmax(dim=-1), "sigmoid": nn.Sigmoid()}
 
 # %% ../nbs/ips/ips_net.ipynb #91586180
 def _check_parts(encoder, tasks):
-    if not tasks:
-        raise ValueError("tasks: there are none")
+    if not isinstance(tasks, dict) or not tasks:
+        raise ValueError("tasks: they are a dict, name -> (kind, classes), with at least one")
     for name, task in tasks.items():
-        if not isinstance(task, (tuple, list)) or len(task) != 2 or task[0] not in ACTIVATIONS:
+        if not isinstance(name, str):
+            raise ValueError(f"tasks: {name!r} is no text")
+        if not isinstance(task, (tuple, list)) or len(task) != 2 or task[0] not in tuple(ACTIVATIONS):
             raise ValueError(f"tasks: {name!r} is {task!r}, not (kind, classes) with kind {' or '.join(ACTIVATIONS)}")
         if "." in name:
             raise ValueError(f"tasks: {name!r} has a dot in its name, which PyTorch does not allow")

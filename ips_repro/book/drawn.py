@@ -43,7 +43,7 @@ def read_by(code: str, results: Path, files: list[Path]) -> list[Path]:
     for path in files:
         inside = path.relative_to(results).parts
         inside = inside[1:] if inside[0] in _PLACES else inside
-        if inside[0] in words - set(LEFT_OUT) and path.name in _READ:
+        if inside[0] in words and not set(inside) & set(LEFT_OUT) and path.name in _READ:
             found.append(path)
     return sorted(found)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.patches import Circle, Rectangle
 
-from ..base.core import out_root, read_csv, scale_dir, sha256, write_csv
+from ..base.core import out_root, read_csv, scale_dir, sha256, travelling_root, write_csv
 from .banks import load_digits
 from .settings import DEFAULTS
 from .tables import read_runs
@@ -76,7 +76,9 @@ def record_kept(
 
 def _source(folder):
     table = Path(folder) / "selected_patches.csv"
-    return {"folder": Path(folder).relative_to(out_root()).as_posix(), "sha256": sha256(table)}
+    roots = filter(None, (out_root(), travelling_root()))
+    root = next(root for root in roots if Path(folder).is_relative_to(root))
+    return {"folder": Path(folder).relative_to(root).as_posix(), "sha256": sha256(table)}
 
 # %% ../../nbs/digits/attention_maps.ipynb #e1015c61
 class Found(NamedTuple):

@@ -92,7 +92,7 @@ def example_run(device: str = "cpu", train: bool = True) -> Path:
     found = [folder for folder in finished_folders("O2I_datasize", "quick") if has_weights(folder)]
     if found:
         return max(found, key=_majority)
-    small = Run(EXPERIMENTS["O2I_datasize"]._replace(name="Predict"), resolve(_SMALL, "smoke")[0])
+    small = Run(EXPERIMENTS["O2I_datasize"], resolve(_SMALL, "smoke")[0])
     if not train and small.why_not_done():
         raise NothingToShow("No run with weights is here; `train=True` trains a small network.")
     train_all([small], device)

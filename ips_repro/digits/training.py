@@ -121,7 +121,7 @@ def patches_with_ink(
 def room_in_memory(runs: list) -> pd.DataFrame:  # one row per object-to-image ratio
     "The patches that digits lie on, beside the M that are kept."
     rows = {}
-    for run in runs:
+    for run in {run["o2i"]: run for run in runs}.values():
         n, M = patches_with_ink(run), run["M"]
         rows[f"{run['o2i']:g} %"] = {
             "patches with ink of digits": f"{n.mean():.1f} (at most {n.max()})",

@@ -101,7 +101,7 @@ def claims_table(questions: bool = False) -> str:  # markdown
 def claims_summary() -> list[str]:  # sentences, in markdown
     """How many claims there are, how many the published numbers bear out, and what our runs show; questions apart.
 
-    Claims in the papers' own words are counted apart from those that were read off the published numbers, which of
+    Claims that the papers state are counted apart from those that were read off the published numbers, which of
     course agree with them."""
     found = looked_up()
     questions = [f for f in found if _is_question(f[0])]
@@ -110,7 +110,7 @@ def claims_summary() -> list[str]:  # sentences, in markdown
     (agree, one_seed), (agree_anyway, _) = _borne_out(stated), _borne_out(read_off)
     by_one = f" ({one_seed} of these with one seed on a side)" * bool(one_seed)
     claims_line = (
-        f"**Claims**: {len(stated)} in the papers' own words, of which the published runs bear out {agree}{by_one}; "
+        f"**Claims**: {len(stated)} that the papers state, of which the published runs bear out {agree}{by_one}; "
         f"{len(read_off)} more were read off those runs, so their agreement ({agree_anyway}) proves nothing. "
         f"{_tried(stated + read_off)}"
     )
@@ -223,10 +223,10 @@ ABOUT = (
     "Mean ± standard deviation over the seeds. A difference counts if it exceeds its margin: half a 95 % "
     "interval, from the seeds or from the test images, whichever is wider. There is no difference if, even "
     f"with the margin added, it stays below {SAME:g}. The number of seeds that would tell assumes the same "
-    "difference and deviation. *In training* are the accuracies on the training images in the last epoch: "
-    "where they are low, the networks were still learning, and the difference may be one of speed. What is "
-    "ours can be checked with `results/` alone: below, each verdict names its runs, whose scores are in their "
-    "`summary.json`."
+    "difference and deviation. *In training* are the accuracies on the training images in the last epoch, with "
+    "patches hidden where masking is on: where they are low, the networks had not learnt their task, and the "
+    "test does not show how well they generalise. What is ours can be checked with `results/` alone: below, "
+    "each verdict names its runs, whose scores are in their `summary.json`."
 )
 
 

@@ -8,7 +8,6 @@ __all__ = ['SPLIT_AS_GIVEN', 'Item', 'Listing', 'read_folders', 'read_listed', '
 
 # %% ../../nbs/folders/listing.ipynb #9ebda009
 import os
-import re
 import warnings
 from collections import defaultdict
 from pathlib import Path
@@ -20,7 +19,8 @@ from ..base.core import sha256, write_csv
 from ..base.images import SUFFIXES, images_below, is_hidden
 from ..base.items import Unusable, attempted
 from ..base.tables import listed_file, part_column, read_table
-from ..base.words import PARTS, alike, as_text, class_name, composed, is_part, part_name, trimmed
+from ..base.words import PARTS, alike, as_text, composed, is_part, part_name
+from .labels import check_labels, labels_of, some_have_several
 from .splits import split
 
 # %% ../../nbs/folders/listing.ipynb #b51dedc8
@@ -123,23 +123,6 @@ def _check_columns(table, rows, split_column, group_column):  # those that were 
             raise ValueError(f"data: {table}: no column {name!r}, but {', '.join(rows[0][1])}")
 
 
-def _check_labels(table, lines):  # lines: label as it stands there -> where
-    for label, where in lines.items():
-        pieces = {trimmed(piece) for piece in re.split("[;,/]", label.strip("[]")) if trimmed(piece)}
-        if len(pieces) > 1 and {piece.strip("'\"") for piece in pieces} <= lines.keys() - {label}:
-            raise ValueError(f"data: {where}: label {label!r} is made of other labels; several are joined by |")
-        if re.fullmatch(r"[+-]?\d+,0*", label) and label.partition(",")[0] in lines:
-            raise ValueError(f"data: {where}: is label {label!r} a number or two? Write 1.0, or 1|0 for two labels")
-    if doubtful := next((label for label in lines if label.lower() in ("none", "-", "--", "?", "unknown")), None):
-        what = f"{lines[doubtful]}: {doubtful!r} is taken for a class; if nothing is known there, leave the line out"
-        warnings.warn(what, stacklevel=3)
-
-
-def _labels_of(text):  # "cat|dog" -> ("cat", "dog")
-    names = dict.fromkeys(class_name(label) for label in text.split("|"))
-    return tuple(filter(None, names))
-
-
 def read_listed(
     table: str | Path,
     path_column: str = "path",
@@ -156,13 +139,13 @@ def read_listed(
     except ValueError as e:
         raise ValueError(f"data: {e}") from None
     _check_columns(table, rows, split_column, group_column)
-    may_be_none = any("|" in row[label_column] for _, row in rows)  # where several labels are possible, none is, too
-    _check_labels(table, {row[label_column]: f"{table}, line {line}" for line, row in reversed(rows)})
+    may_be_none = some_have_several(row[label_column] for _, row in rows)
+    check_labels(table, {row[label_column]: f"{table}, line {line}" for line, row in reversed(rows)})
     for line, row in rows:
         where = f"{table}, line {line}"
         path = placed(table.parent, row[path_column], where)
         try:
-            labels = _labels_of(row[label_column])
+            labels = labels_of(row[label_column])
             part = part_name(row.get(split_column, ""))
         except ValueError as e:
             raise ValueError(f"data: {where}: {e}") from None

@@ -111,14 +111,7 @@ def _complete(run, asked):
     sides = (run["height"], run["width"]) if native else (int(run["size"]),) * 2
     run["patch_size"] = run["patch_size"] or proposed_patch(*sides)
     run["stride"] = run["stride"] or run["patch_size"]
-    if run["stride"] > run["patch_size"]:
-        raise ParameterError(
-            f"stride: {run['stride']} px is more than patch_size = {run['patch_size']}: pixels are left out"
-        )
-    if run["patch_size"] > min(sides) and ("patch_size" in asked or not native):  # a smaller image is padded
-        what = f"a typical image ({sides[0]} x {sides[1]} px)" if native else f"size = {sides[0]}"
-        name = "patch_size" if "patch_size" in asked else "size, patch_size"
-        raise ParameterError(f"{name}: {run['patch_size']} px is more than {what}; at most {min(sides)} would do")
+    _check_patches(run, asked, sides)
     if native and run["piece"] is None and (run["pretrained"] or run["frozen"]):
         run["piece"] = max(1, _PIECE // run["patch_size"] ** 2)
     if native and not run["piece"] and "batch_size" not in asked:
@@ -158,6 +151,7 @@ _SPLITTING = ("split_seed", "test_fraction")
 def _prepare(values):
     data = values.get("data", "example")
     if data == "example":
+        _refuse(values, data, (*_COLUMNS, *_SPLITTING), "only of your own images, not of the {}")
         return values
     path = absolute_path("data", data)
     if not path.exists():
@@ -232,7 +226,7 @@ FOLDERS = Family(
     RANGES,
     ("seed", "data"),
     derived=("data_version", "height", "width", "smallest"),
-    of_data=(*_COLUMNS, *_SPLITTING),
+    of_data=("data_version", *_COLUMNS, *_SPLITTING),
     unimportant=("eval_every", "check", "precision", "determinism"),
     cost=cost,
     memory=memory,

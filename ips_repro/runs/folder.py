@@ -116,6 +116,24 @@ def _recorded(folder):  # the state in status.json, if there is one
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
+# %% ../../nbs/runs/folder.ipynb #5c1b1358
+def _put_aside(folder):
+    "A finished result is copied into a folder of its own, before anything is changed; whole, or nothing happens."
+    if state(folder) != "ok":
+        return
+    part = folder / f".{BEFORE}.part"
+    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed while it was doing this
+    try:
+        part.mkdir()
+        for name in (*OUTPUTS, "manifest.json", "status.json"):
+            if (folder / name).is_file():
+                shutil.copy2(folder / name, part / name)
+        shutil.rmtree(folder / BEFORE, ignore_errors=True)
+        part.rename(folder / BEFORE)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
 # %% ../../nbs/runs/folder.ipynb #25f095e7
 class Finished(RuntimeError):
     "Another process has finished this run since it was last looked at."
@@ -149,6 +167,7 @@ class RunFolder:
             guards.enter_context(sigterm_interrupts())
             if self.done():
                 raise Finished(str(self.folder))
+            _put_aside(self.folder)
             _describe(self, _earlier(self))
             self.guards = guards.pop_all()  # lock and signals stay until the run's end
         try:
@@ -198,24 +217,9 @@ def _describe(run, earlier):
     }
 
 
-def _put_aside(folder):  # a finished result stays in a folder of its own until there is another
-    if state(folder) != "ok":
-        return
-    before = folder / BEFORE
-    shutil.rmtree(before, ignore_errors=True)  # of a process that was killed while it was doing this
-    part = before.with_name(f".{BEFORE}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    for name in (*OUTPUTS, "manifest.json", "status.json"):
-        if (folder / name).is_file():
-            shutil.copy2(folder / name, part / name)
-    part.rename(before)
-
-
 def _begin(run):
     # in this order: whenever it is killed, what lies there does not look finished, and this attempt is recorded
     write_json(run.folder / "holder.json", {k: run.manifest["attempts"][-1][k] for k in UNKNOWN})
-    _put_aside(run.folder)
     (run.folder / "status.json").unlink(missing_ok=True)
     write_json(run.folder / "manifest.json", run.manifest)
     for name in OUTPUTS[1:]:

@@ -93,8 +93,7 @@ def plain_runs_by_data(experiment: Experiment, scale: str) -> list[pd.DataFrame]
     runs, family = plain_runs(experiment, shown_scales(scale)), experiment.family
     if not len(runs):
         return []
-    version = [k for k in ("data_version",) if k in family.derived]
-    same_data = runs.groupby(["data", *version, *family.of_data], dropna=False)
+    same_data = runs.groupby(["data", *family.of_data], dropna=False)
     return [some.reset_index(drop=True) for _, some in same_data]
 
 
