@@ -228,7 +228,8 @@ def draw(experiment: str = LINE_GUIDED, scale: str = "paper") -> dict:  # name o
     "The figures that `ips-repro draw Line_Guided_ViT` makes; {} if there is nothing to draw."
     scales = shown_scales(scale)
     runs = read_line_runs(scales)
-    measured = [runs.scale.iloc[0]] if len(runs) else scales
-    costs = next((c for s in measured if (c := read_costs(s))), None)
     figures = _figures_of_patches(runs) if len(runs) and set(runs.strategy) - {"none"} else {}
-    return figures | (cost_figures(runs, costs) if costs else {})
+    if len(runs) and (costs := read_costs(runs.scale.iloc[0])):
+        return figures | cost_figures(runs, costs)
+    measured = [costs for s in scales if (costs := read_costs(s))]  # of another scale: no accuracies beside them
+    return figures | (cost_figures([], measured[0]) if measured else {})
