@@ -173,12 +173,14 @@ class PatchEncoder(CachingEncoder):
 
         return self._cached("position", (N, self.use_position, self.device), make)
 
-    def prepare(self, patches):  # dense (B, N, C, p, p) tensor or `PatchBatch` -> what the engine works on
+    def prepare(self, patches):  # dense tensor or `PatchBatch` -> what the engine works on
         """The patches on the network's device: distinct for the fast engine, all of them, dense, for the reference.
 
-        uint8 becomes [0, 1]. Raises `ValueError` for another shape, and if N is not what the network was made for."""
-        if torch.is_tensor(patches) and (patches.dim() != 5 or not len(patches)):
-            raise ValueError(f"patches: {tuple(patches.shape)} is not (B, N, C, p, p) with at least one image")
+        A dense tensor is (B, N, C, p, p) or, for an encoder of features, (B, N, D); uint8 becomes [0, 1].
+        Raises `ValueError` for another shape, and if N is not what the network was made for."""
+        if torch.is_tensor(patches) and (patches.dim() not in (3, 5) or not len(patches)):
+            what = "neither patches (B, N, C, p, p) nor features (B, N, D) of at least one image"
+            raise ValueError(f"patches: {tuple(patches.shape)} is {what}")
         if self.engine == "fast" or isinstance(patches, PatchBatch):
             batch = compact(patches).to(self.device)
             batch = batch if self.engine == "fast" else batch.dense()
