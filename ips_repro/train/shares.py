@@ -6,6 +6,7 @@
 __all__ = ['Share', 'share_draws', 'WholeBatch', 'check_net', 'SharedBatches']
 
 # %% ../../nbs/train/shares.ipynb #9bd6be0d
+import inspect
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -201,6 +202,11 @@ class _Step(nn.Module):  # what `DistributedDataParallel` has to see as one
         return out.probs, weighted_terms(self.terms, self.net, out, labels)
 
 
+_PARAMETERS = inspect.signature(DistributedDataParallel.__init__).parameters
+# whether buffers are sent before every step; older versions of PyTorch have another name for it
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers"
+
+
 class SharedBatches(Alone):
     "Computes batches together with other processes. `torch.distributed` is initialised."
 
@@ -212,7 +218,7 @@ class SharedBatches(Alone):
         share_draws(net, self.share)
         step = _Step(net, terms)
         # with find_unused_parameters buckets stay as they are, so a resumed run adds up in the same order
-        together = DistributedDataParallel(step, forward_sync_buffers=False, find_unused_parameters=True)
+        together = DistributedDataParallel(step, find_unused_parameters=True, **{_SYNC_BUFFERS: False})
         self.ready, self.alone, self.together = net, step, together
 
     def compute(self, net, data, images, terms, labels, generator):  # as `Alone.compute`
