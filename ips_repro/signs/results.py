@@ -192,7 +192,7 @@ def sign_panels(experiment: str, runs: pd.DataFrame):  # matplotlib figure
     if len(theirs) and panel.x in theirs:
         axes[0].plot(theirs[panel.x], theirs.accuracy, "x", color="0.55", label="published, photographs")
     axes[0].axhline(runs.most_frequent.max(), color="0.5", linestyle=":")
-    axes[0].legend(fontsize=8)
+    axes[0].legend(fontsize=9)
     return captioned(fig, panel.title, _sentence(panel, rows, theirs), *_notes(panel, rows))
 
 # %% ../../nbs/signs/results.ipynb #a606b2bb
