@@ -90,7 +90,7 @@ def _limit(measured, line):  # the same rows with the device's limit in the plac
 
 
 def _long(table, base):  # axis, x, line, measure, value: what `growth_panels` draws
-    few_glyphs = base | {"n_noise": base["n_noise"] // 8}
+    few_strokes = base | {"n_noise": base["n_noise"] // 8}
     parts = []
     for axis in AXES:
         exact, rough = along(table, axis, base), along(table, axis, base, "bf16")
@@ -103,7 +103,7 @@ def _long(table, base):  # axis, x, line, measure, value: what `growth_panels` d
             _limit(rough, "limit of the device, bfloat16"),
         ]
         if axis == "canvas":
-            few = along(table[table.engine == "fast"], axis, few_glyphs)
+            few = along(table[table.engine == "fast"], axis, few_strokes)
             lines.append(few.assign(line="fast, float32, an eighth of the strokes"))
         parts += [line.assign(axis=axis, x=line[axis]) for line in lines]
     return pd.concat(parts).melt(["axis", "x", "line"], list(MEASURES), "measure", "value").dropna(subset=["value"])

@@ -65,8 +65,8 @@ def sweep_points(
     base = base | {"precision": "float32"}
     values = {axis: given.get(axis) or values[axis] for axis in AXES}
     both = [base] + [base | {axis: v} for axis in AXES for v in values[axis]]
-    few_glyphs = [base | {"canvas": c, "n_noise": base["n_noise"] // 8} for c in values["canvas"]]
-    wanted = [(s, ("reference", "fast")) for s in both] + [(s, ("fast",)) for s in few_glyphs]
+    few_strokes = [base | {"canvas": c, "n_noise": base["n_noise"] // 8} for c in values["canvas"]]
+    wanted = [(s, ("reference", "fast")) for s in both] + [(s, ("fast",)) for s in few_strokes]
     if bf16:
         wanted += [(s | {"precision": "bf16"}, ("fast",)) for s in both]
     points = {}

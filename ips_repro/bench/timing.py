@@ -225,7 +225,7 @@ def bench(
 
 # %% ../../nbs/bench/timing.ipynb #50e11b41
 _SETTING = (
-    "{images} canvases of {canvas} px ({n_patches} patches of {patch_size} px), {n_noise} glyphs, "
+    "{images} canvases of {canvas} px ({n_patches} patches of {patch_size} px), {n_noise} strokes, "
     "digits of {digit_size} px, M = {M}, I = {I}, {precision}, on {device}"
 )
 _ENGINE = (

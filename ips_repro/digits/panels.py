@@ -140,7 +140,7 @@ def _markers(sources):  # the same source has the same marker in every figure
 _RATIOS = tuple(f"{o:g} %" for o in PUBLISHED_O2I)  # as `named_columns` writes them
 
 
-# easily told apart, also by the colour-blind, and unlike those of ratios
+# easily told apart, also by the colour-blind
 _OTHERS = ("#d55e00", "#0072b2", "#e69f00", "#cc79a7", "#56b4e9", "#8b5a2b", "0.45")
 
 
