@@ -28,10 +28,12 @@ def windows(
 
 # %% ../../nbs/ips/patches.ipynb #f1a58243
 def upload(x: Tensor, device) -> Tensor:
-    "A tensor on a device; a GPU gets it from pinned memory, so that nothing waits for the copy."
+    """A tensor on a device; a GPU gets it from pinned memory, so that nothing waits for the copy.
+
+    An expanded tensor is written out first: memory that several elements share cannot be pinned."""
     if torch.device(device).type != "cuda" or x.is_cuda:
         return x.to(device)
-    return x.pin_memory().to(device, non_blocking=True)
+    return x.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 class PatchBatch(NamedTuple):
