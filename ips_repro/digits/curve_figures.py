@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import seaborn as sns
 
-from .curves import begun_runs, published_curve, recorded_curve, same_setting
+from .curves import begun_runs, published_curve, recorded_curve, same_setting, setting_words
 from .settings import DEFAULTS
 from .tables import TASK_NAMES
 from ..runs.captions import captioned
@@ -57,7 +57,7 @@ def curve_figure(experiment: str, folder: str | Path):  # matplotlib figure
         ax.set(xlabel="epoch", xlim=(0, run["n_epochs"] + 1))
     handles = {text: line for line, text in zip(*axes[0, 0].get_legend_handles_labels())}
     axes[0, 0].legend(handles.values(), handles.keys(), fontsize=9, loc="lower left")
-    title = f"Learning curves: O2I {run['o2i']:g} %, {run['n_train']} canvases"
+    title = f"Learning curves: {setting_words(run)}"
     about = f"Ours: {_how_far(folder, done, run['n_epochs'])}, {manifest.get('precision', run['precision'])}."
     return captioned(fig, title, _curve_sentence(ours, sources, run), *_published_notes(run, len(sources)), about)
 

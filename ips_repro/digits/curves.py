@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'published_curve', 'recorded_curve', 'published_testbed', 'same_setting', 'neighbours', 'first_pass',
-           'plateau_end', 'plateaus', 'begun_runs', 'judged', 'curve_verdicts', 'plateau_note', 'curves_text']
+           'plateau_end', 'plateaus', 'begun_runs', 'judged', 'curve_verdicts', 'plateau_note', 'setting_words',
+           'curves_text']
 
 # %% ../../nbs/digits/curves.ipynb #4897c714
 import math
@@ -235,9 +236,18 @@ ABOUT = (
 )
 
 
+_WORDS = {"mask_p": "P = {:g}", "mask_k": "K = {:g}", "w_diversity": "W = {:g}", "noise_thickness": "strokes {:g} px"}
+
+
+def setting_words(run) -> str:  # "O2I 0.034 %, 1000 canvases, P = 0.2, K = 20"
+    "What a run at paper scale varies: size and number, and whatever else is not as in most published runs."
+    also = [words.format(run[k]) for k, words in _WORDS.items() if run[k] != DEFAULTS[k]]
+    return ", ".join([f"O2I {run['o2i']:g} %, {run['n_train']} canvases", *also])
+
+
 def _line(experiment, r):  # of the table in markdown
     ours = "not yet" if r.ours is None or np.isnan(r.ours) else _epoch(r.ours)
-    run = f"O2I {r.o2i:g} %, {r.n_train} canvases, seed {r.seed}, {r.precision}"
+    run = f"{setting_words(r)}, seed {r.seed}, {r.precision}"
     done = f"{r.done} of {r.n_epochs} ({r.state})"
     cells = [experiment, run, done, f"{r.mark:g}", ours, ", ".join(map(_epoch, r.published)), _range(r), r.verdict]
     return f"| {' | '.join(cells)} |"

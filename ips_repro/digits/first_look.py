@@ -10,8 +10,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from .attention_maps import digits_of, draw_map, draw_patches, kept_patches, test_canvases
+from .attention_maps import digits_of, draw_map, draw_patches, kept_patches
 from .curves import recorded_curve
+from .shown import shown_canvas
 from .tables import CHANCE, TASK_NAMES, read_runs
 from ..runs.captions import captioned
 from ..runs.tables import shown_scales
@@ -37,8 +38,8 @@ def first_look(
     image: int = 3,  # which of the four test canvases of which runs record the patches
 ):  # matplotlib figure
     "What one run has learnt: learning curves, a test canvas with its kept patches, and the most attended of them."
-    canvases, kept = test_canvases(run), kept_patches(run.folder, image)
-    canvas, digits = canvases.render(image), digits_of(canvases, image, kept)
+    shown, kept = shown_canvas(run.folder, image), kept_patches(run.folder, image)
+    canvas, digits = shown.canvas, digits_of(shown, kept)
     with sns.axes_style("whitegrid"):
         fig = plt.figure(figsize=(11, 3.9), layout="constrained")
         place = fig.add_gridspec(1, 3, width_ratios=[1.15, 1, 1])

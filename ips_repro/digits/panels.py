@@ -18,6 +18,7 @@ from .figures import Figure
 from .sizes import PUBLISHED_O2I
 from .tables import TASK_NAMES
 from ..runs.captions import captioned
+from ..runs.pictures import readable_ticks
 from ..runs.quick_scale import quick_scale
 from ..runs.run import reduction_text
 
@@ -163,21 +164,12 @@ def _label_axis(ax, ticks, names, log_x):  # a line at every value, a label wher
         ax.set_xlim(-0.4, len(names) - 0.6)
         labels = [n.replace(", ", ",\n") for n in names]
     else:
-        readable = _readable(ticks, log_x)
+        readable = readable_ticks(ticks, log_x)
         labels = [f"{t:g}" if t in readable else "" for t in ticks]
     long_names = max(map(len, names), default=0) > 8
     turned = {"rotation": 90} if long_names else {"rotation": 45, "ha": "right"} if log_x and not names else {}
     ax.set_xticklabels(labels, **turned)
     ax.minorticks_off()
-
-
-def _readable(ticks, log_x):  # the first, the last, and those between that have room for a label
-    places = np.log(ticks) if log_x else np.array(ticks, float)
-    room, kept = 0.14 * (places[-1] - places[0]), [0]
-    for i in range(1, len(ticks) - 1):
-        if places[i] - places[kept[-1]] >= room and places[-1] - places[i] >= room:
-            kept.append(i)
-    return [ticks[i] for i in dict.fromkeys([*kept, len(ticks) - 1])]
 
 # %% ../../nbs/digits/panels.ipynb #c77f5bcd
 _STYLES = {"oracle": {"linestyle": (0, (6, 2)), "marker": "+"}, "random": {"linestyle": ":", "marker": "x"}}

@@ -15,9 +15,9 @@ from ..base.core import read_json, write_atomic
 from ..base.download import cached
 from ..base.grids import canvas_shape, grid_shape
 from ..base.images import open_image
-from .attention_maps import test_canvases
 from .experiments import EXPERIMENTS
 from .settings import resolve
+from .shown import test_canvases
 from .training import DATA, TASKS
 from ..ips.image_patches import padded_size, stream_patches
 from ..ips.streaming import predict_stream

@@ -18,6 +18,7 @@ from ..base.core import child_seed, generator, seed_libraries, write_csv
 from ..base.grids import canvas_shape
 from ..base.params import ParameterError
 from .banks import load_digits
+from .shown import record_shown
 from .sizes import always_room
 from ..ips.device import spare_bytes
 from ..ips.diagnosis import diagnose
@@ -185,9 +186,10 @@ def selected_patches(data: Patched, cells, scores, images: int = 4) -> list[dict
 
 
 def finish(trainer: Trainer, run: dict, data: Canvases, folder) -> dict:  # more for the summary
-    "Where the errors of a finished run come from, and which patches it kept of a few test canvases."
+    "Where the errors of a finished run come from, and which patches it kept of the first test canvases."
     found, cells, scores = diagnose(trainer.net, data.test, generator(run["seed"], "test"), run["batch_size"])
     write_csv(folder / "selected_patches.csv", selected_patches(data.test, cells, scores))
+    record_shown(run, data.test.canvases, folder)
     return {"selection": found}
 
 

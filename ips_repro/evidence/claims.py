@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['claims', 'published_table', 'our_table', 'rows_in', 'Evidence', 'important', 'evidence', 'published_evidence',
-           'our_evidence', 'differs', 'looked_up']
+           'our_evidence', 'failures', 'differs', 'looked_up']
 
 # %% ../../nbs/evidence/claims.ipynb #2424df5b
 from importlib.resources import files
@@ -14,12 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..base.core import out_root, travelling_root
+from ..base.core import out_root, read_json, results_dirs, scale_dir, travelling_root
 from ..digits.tables import SETTING, TASK_NAMES
 from .change import Change, mean_of
 from ..runs.quick_scale import FIXED, quick_scale, setting
 from ..runs.registry import experiments, families, part
 from ..runs.run import experiment_runs, reduction_text
+from ..runs.status import state
 from ..runs.tables import finished_runs
 
 # %% ../../nbs/evidence/claims.ipynb #c2728883
@@ -186,6 +187,20 @@ def our_evidence(claim) -> Evidence | None:  # a row of `claims`
         if found := evidence(table, names, claim.score, important(family), scale=scale):
             return found
     return None
+
+
+def failures(claim) -> list[str]:  # a row of `claims`
+    "The errors of the runs of a claim's settings that failed at quick scale, in a few words each."
+    if not claim.seeds:
+        return []
+    planned = experiment_runs(experiments()[claim.experiment], {}, "quick")
+    start, end, at = map(setting, (claim.quick_from, claim.quick_to, claim.quick_at))
+    table = pd.DataFrame(planned)
+    wanted = [planned[i] for side in (start, end) for i in rows_in(table, at | side).index]
+    below = [run.folder.relative_to(scale_dir("results", "quick")) for run in wanted]
+    folders = [place / folder for folder in below for place in results_dirs("quick")]
+    errors = [read_json(f / "status.json")["error"] for f in folders if state(f) == "failed"]
+    return [error.partition(": ")[2].partition(";")[0] for error in errors]
 
 
 def differs(ours: Evidence, theirs: Evidence | None) -> list[str]:  # ["M 16 (paper 100)", ...]

@@ -10,7 +10,7 @@ import re
 
 from ..digits.curves import curves_text
 from .change import MOST_SEEDS, SAME
-from .claims import Evidence, differs, looked_up
+from .claims import Evidence, differs, failures, looked_up
 from .compare import bands, compare_all
 from .steps import CONTROLLED, steps_text
 from ..runs.registry import experiments
@@ -84,10 +84,16 @@ def _is_question(claim):  # whose answer nobody has claimed
     return claim.source == "nobody"
 
 
+def _why_not(claim):  # there is no verdict on a claim
+    if not (errors := failures(claim)):
+        return "not run yet"
+    return f"not judged: {len(errors)} of its runs failed, the first in {errors[0]}"
+
+
 def _row(found):  # of the table; its links start from the folder of the page
     c, theirs, ours = found
     published = _cell(theirs, c) if theirs else "not published"
-    here = _cell(ours, c) + ", paper scale" * (ours.scale == "paper") if ours else "not run yet"
+    here = _cell(ours, c) + ", paper scale" * (ours.scale == "paper") if ours else _why_not(c)
     source = "" if _is_question(c) else f"; {c.source}"
     return f"| [{c.experiment}](../nbs/{c.notebook}.ipynb): {c.wording} ({c.score}{source}) | {published} | {here} |"
 
@@ -168,7 +174,7 @@ def sentence(
     if theirs:
         text += f" Published, {claim.score}: {_outcome(theirs, claim)}"
     if ours is None:
-        return f"{text} Ours: not run yet."
+        return f"{text} Ours: {_why_not(claim)}."
     score = f", {claim.score}" if theirs is None else ""
     text += f" Ours, {ours.scale} scale{score}: {_outcome(ours, claim)} Computed from {ours.runs()}."
     if rest := [r for r in differs(ours, theirs) if r not in known]:

@@ -47,14 +47,9 @@ def _runs(n):
     return f"{n} run{'s' * (n != 1)}"
 
 
-def _how_far(folder):  # "Dataset_Size, <setting>: epoch 2"
-    setting = folder.parent.name.removeprefix("results_")
-    return f"{folder.parent.parent.name}, {setting}: epoch {len(read_csv(folder / 'metrics.csv'))}"
-
-
 _NOT_TRIED = (
-    "**Not tried**: any GPU, the photographs of traffic signs, and the slides of CAMELYON16 (their "
-    "readers are tested on pictures of the same layout)."
+    "**Not tried**: the photographs of traffic signs, and the slides of CAMELYON16 (their readers are tested on "
+    "pictures of the same layout)."
 )
 
 
@@ -64,11 +59,11 @@ def standing_text() -> str:  # markdown
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _trained():  # how many runs there are at which scale, how far unfinished ones have come, what is superseded
+def _trained():  # how many runs there are at which scale, finished, begun and superseded
     (finished, begun, old), (quick, _, old_quick) = _recorded("paper"), _recorded("quick")
     text = f"**Trained**: {_runs(len(finished))} at `paper` scale, {_runs(len(quick))} at `quick` scale."
     if begun:
-        text += f" Begun at `paper` scale, and not finished: {'; '.join(map(_how_far, begun))}."
+        text += f" Begun at `paper` scale, and not finished: {_runs(len(begun))}."
     planned = make_plan(EXPERIMENTS, "quick")
     done = sum(action(line)[0] == "reuse" for line in planned)
     if done < len(planned):

@@ -59,6 +59,8 @@ OUTPUTS = (
     "selected_patches.csv",
     "predictions.csv",
     "shown.jpg",
+    "shown.png",
+    "shown_digits.csv",
     "patches.jpg",
     "split.csv",
     "weights.safetensors",

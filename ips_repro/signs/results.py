@@ -20,6 +20,7 @@ from matplotlib.patches import Rectangle
 from ..base.core import read_csv, read_json
 from ..base.images import read_sheet, write_sheet
 from ..runs.captions import BARS, captioned, course, scale_note, span
+from ..runs.pictures import readable_ticks
 from ..runs.run import Run, reduction_text
 from ..runs.status import read_manifest
 from ..runs.tables import figures_by_data, published_runs
@@ -116,13 +117,15 @@ PANELS = {
 }
 
 
+def _encoders(table):  # the backbone and its weights; the weights alone where there is one backbone
+    weights = table.pretrained.map({True: "ImageNet weights", False: "random weights"})
+    weights += table.frozen.map({True: ", frozen", False: ""})
+    return weights if table.backbone.nunique() == 1 else table.backbone + "\n" + weights
+
+
 def _named(table):
-    words = [
-        f"{b}\n{'ImageNet' if p else 'from scratch'}{', frozen' if f else ''}"
-        for b, p, f in zip(table.backbone, table.pretrained, table.frozen)
-    ]
     return table.assign(
-        encoder=words,
+        encoder=_encoders(table),
         patch=(table.patch_size / table.height).round(3),
         o2i=[f"O2I {v:g} %" for v in table.o2i.fillna(0)],
         mask_k=[f"K = {k:g}" for k in table.mask_k],
@@ -165,6 +168,17 @@ def _notes(panel, rows):
     return [BARS * bool(several), scale_note(rows), "Dotted: always the most frequent class."]
 
 # %% ../../nbs/signs/results.ipynb #6a8f2c0d
+def _label_axis(ax, panel, rows, theirs):  # a line at every value, a label where there is room for one
+    if panel.x == "encoder":  # names, which no line joins
+        ax.set(xlim=(-0.5, rows.encoder.nunique() - 0.5), xlabel=", ".join(rows.backbone.unique()))
+        for line in ax.get_lines():
+            line.set_linestyle("" if line.get_marker() not in (None, "None", "") else line.get_linestyle())
+        return
+    ticks = sorted({*rows[panel.x], *(theirs[panel.x] if panel.x in theirs else ())})
+    readable = readable_ticks(ticks)
+    ax.set_xticks(ticks, [f"{t:g}" if t in readable else "" for t in ticks])
+
+
 def sign_panels(experiment: str, runs: pd.DataFrame):  # matplotlib figure
     "A panel for each of SCORES: ours by colour, the published runs as grey crosses."
     panel, theirs, rows = PANELS[experiment.rpartition("/")[2]], _published(experiment), _named(runs)
@@ -187,8 +201,7 @@ def sign_panels(experiment: str, runs: pd.DataFrame):  # matplotlib figure
             palette="viridis",
         )
         ax.set(xlabel=panel.xlabel, ylabel=label, ylim=(0, 1.03))
-        if panel.x != "encoder":
-            ax.set_xticks(sorted({*rows[panel.x], *(theirs[panel.x] if panel.x in theirs else ())}))
+        _label_axis(ax, panel, rows, theirs)
     if len(theirs) and panel.x in theirs:
         axes[0].plot(theirs[panel.x], theirs.accuracy, "x", color="0.55", label="published, photographs")
     axes[0].axhline(runs.most_frequent.max(), color="0.5", linestyle=":")
