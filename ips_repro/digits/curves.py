@@ -235,7 +235,7 @@ ABOUT = (
     "neighbours (one step away in O2I or in the number of canvases)."
 )
 
-
+# %% ../../nbs/digits/curves.ipynb #ea0b0ac5
 _WORDS = {"mask_p": "P = {:g}", "mask_k": "K = {:g}", "w_diversity": "W = {:g}", "noise_thickness": "strokes {:g} px"}
 
 

@@ -17,10 +17,11 @@ from ..base.grids import canvas_shape, grid_shape
 from ..base.images import open_image
 from .experiments import EXPERIMENTS
 from .settings import resolve
-from .shown import test_canvases
+from .shown import shown_canvases
 from .training import DATA, TASKS
 from ..ips.image_patches import padded_size, stream_patches
 from ..ips.streaming import predict_stream
+from ..megapixel_mnist import make_labels
 from ..runs.run import Run
 from ..runs.status import parameters_hash
 from ..runs.tables import NothingToShow, finished_folders
@@ -47,23 +48,24 @@ class Predictor(RunPredictor):
         net.n_patches = None  # images may have any size
 
     def test_inputs(self) -> list[Path]:
-        "The first test canvases, painted again as files."
-        canvases = test_canvases(self.run)
+        "The first test canvases, painted again as files, or as the run recorded them."
+        shown = shown_canvases(self.folder, EXAMPLES)
         name = f"canvases_{self.run['canvas']}px_{parameters_hash({k: self.run[k] for k in DATA})[:8]}"
         folder = cached(name)
         folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"test_canvas_{i}.png" for i in range(min(EXAMPLES, self.run["n_test"]))]
-        for i, path in enumerate(paths):
+        paths = [folder / f"test_canvas_{i}.png" for i in range(len(shown))]
+        for path, one in zip(paths, shown):
             if not path.is_file():
-                write_atomic(path, cv2.imencode(".png", canvases.render(i))[1].tobytes())
+                write_atomic(path, cv2.imencode(".png", one.canvas)[1].tobytes())
         return paths
 
     def truth(self, item: str | Path) -> dict[str, str] | None:
-        if Path(item) not in (shown := self.test_inputs()):
+        if Path(item) not in (paths := self.test_inputs()):
             return None
-        labels, number = test_canvases(self.run).labels, shown.index(Path(item))
-        one = {task: str(labels[task][number]) for task in ("majority", "max", "top")}
-        return one | {"multi": "|".join(str(digit) for digit in np.flatnonzero(labels["multi"][number]))}
+        digits = shown_canvases(self.folder, EXAMPLES)[paths.index(Path(item))].digits
+        labels = make_labels(digits.label.to_numpy()[None], digits.y.to_numpy()[None])
+        one = {task: str(labels[task][0]) for task in ("majority", "max", "top")}
+        return one | {"multi": "|".join(str(digit) for digit in np.flatnonzero(labels["multi"][0]))}
 
     def look(self, item: str | Path, watch=None) -> Look:
         p, s, image = self.run["patch_size"], self.run["stride"], open_image(item)

@@ -119,7 +119,7 @@ def seeds_differ(experiment: str, table: pd.DataFrame) -> str:  # a sentence; em
         f"a setting: two single runs would differ by that much or more in {chance:.0%} of cases."
     )
 
-
+# %% ../../nbs/evidence/compare.ipynb #086162d8
 def text(experiment: str, table: pd.DataFrame) -> str:  # markdown
     "The comparison of one experiment as a table; one line if nothing was run."
     if not table.n.any():

@@ -86,7 +86,7 @@ def read_manifest(folder: str | Path) -> dict:  # with "parameters", "attempts" 
             raise ValueError(f"{path} is not a run's manifest: {name} is {found[name]!r}"[:300])
     return found
 
-
+# %% ../../nbs/runs/status.ipynb #ed556d05
 # of a run whose manifest does not mention it; any other missing parameter had today's default
 _BEFORE = {"recipe": "before"}
 

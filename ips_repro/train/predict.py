@@ -50,8 +50,8 @@ def in_boxes(
         return None
 
     def step(places, selection):
-        arrived = boxes(places.tolist(), [0.0] * len(places))
-        watch(arrived, boxes(selection.index[0].tolist(), selection.score[0].tolist()))
+        kept = boxes(selection.index[0].tolist(), selection.score[0].tolist())
+        watch(boxes(places.tolist(), [0.0] * len(places)), kept)
 
     return step
 
@@ -63,12 +63,13 @@ def spread(items: list) -> list:
     "At most `EXAMPLES` of them, from beginning to end, so that sorted ones are not all of one class."
     return [items[i * len(items) // EXAMPLES] for i in range(EXAMPLES)] if len(items) > EXAMPLES else list(items)
 
-
+# %% ../../nbs/train/predict.ipynb #1c53403d
 class RunPredictor:
     "A finished run that predicts. The `Predictor` of a family is one."
 
     tasks: dict  # task -> (kind, names of its classes); kind "softmax": one of them, "sigmoid": any of them
     frame = "upright picture"  # what places are pixels of
+    folder: Path | None = None  # of the run, if it was read from one
 
     def __init__(
         self,
@@ -130,13 +131,14 @@ def load_run(folder: str | Path, device: str = "cpu") -> RunPredictor:
     _check_files(folder, manifest)
     if (why := special.refusal(run, manifest)) is not None:
         raise ValueError(f"{folder}: {why}")
-    weights = _weights(folder, manifest)
-    net = _network(folder, family, run, manifest, device)
+    weights, net = _weights(folder, manifest), _network(folder, family, run, manifest, device)
     load_weights(net, weights)
     try:
-        return special(run, manifest, net.eval(), device)
+        predictor = special(run, manifest, net.eval(), device)
     except (ValueError, OSError) as e:
         raise ValueError(f"{folder}: {e}") from e
+    predictor.folder = folder
+    return predictor
 
 
 def _family(folder, manifest) -> Family:
