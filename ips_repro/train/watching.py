@@ -251,6 +251,7 @@ def watch_run(
     image=None,  # see `one_input`
     gif: str | Path | None = None,  # where to write it as an animation, too
     device: str = "cpu",
+    most: int = 40,  # frames; of more steps some are left out
 ):  # an IPython HTML object
     "A run that selects from an image, with a slider for the steps. If it cannot be shown, the reason."
     from IPython.display import HTML
@@ -258,7 +259,7 @@ def watch_run(
     try:
         predictor = run if isinstance(run, RunPredictor) else load_run(run, device)
         item = one_input(predictor, image)
-        pages = frames(watched(predictor, item))
+        pages = frames(watched(predictor, item), most)
     except (ValueError, OSError) as e:
         return HTML(f"<p>Cannot be shown: {html.escape(_short(reason(e)))}</p>")
     if gif:
