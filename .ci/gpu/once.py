@@ -63,7 +63,7 @@ def bring_back():
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
         for path in sorted(ROOT.rglob("*")):
-            if path.is_file() and path.suffix in (".json", ".csv", ".txt"):
+            if path.is_file() and path.suffix in (".json", ".csv", ".txt", ".png", ".jpg"):
                 tar.add(path, path.relative_to(ROOT))
     put("results.tgz", archive.getvalue())
     saved = sorted(ROOT.rglob("epoch_*.ckpt"), key=lambda p: p.stat().st_mtime)
@@ -101,7 +101,8 @@ def checks():
     from ips_repro.digits.banks import load_digits
     from ips_repro.digits.settings import resolve
     from ips_repro.digits.training import make_data, make_net, make_trainer
-    from ips_repro.ips.engine import Captured, arrival_order, replay
+    from ips_repro.ips.captured import Captured
+    from ips_repro.ips.engine import arrival_order, replay
     from ips_repro.megapixel_mnist import MegapixelMNIST
     from ips_repro.train.session import determinism, device_name
 

@@ -83,7 +83,7 @@ def device_folder(scale: str, device: str) -> Path:
 
 
 # modules: other code is another measurement
-TIMED = ("ips/cross_attention", "ips/device", "ips/engine", "ips/selector", "ips_net", "ips/patches")
+TIMED = ("ips/captured", "ips/cross_attention", "ips/device", "ips/engine", "ips/patches", "ips/selector", "ips_net")
 
 
 def _measured(name, parameters, scale, device, redo, measure):

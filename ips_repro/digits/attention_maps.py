@@ -175,7 +175,7 @@ def attention_maps(
     "The runs by O2I, two in a row; below each canvas the patches that it attends to most, enlarged."
     (fig, parts, last), found = _parts(len(runs)), {}
     for part, run in zip(parts, runs.itertuples()):
-        shown, kept = shown_canvas(run.folder, image), kept_patches(run.folder, image)
+        kept, shown = kept_patches(run.folder, image), shown_canvas(run.folder, image)
         canvas, digits = shown.canvas, digits_of(shown, kept)
         found[f"{run.o2i:g}"] = n = str(sum(d.kept >= 0.5 for d in digits))
         above, below = part.subfigures(2, 1, height_ratios=[3.2, 1.3])

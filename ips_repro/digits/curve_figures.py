@@ -48,7 +48,7 @@ def curve_figure(experiment: str, folder: str | Path):  # matplotlib figure
             if state(folder) != "ok":
                 ax.axvline(done, color="0.4", linewidth=1, linestyle=":")
         if state(folder) != "ok":
-            row[1].text(done + 1, 0.94, f"epoch {done}", color="0.3", fontsize=9)
+            row[1].text(done + 1, 0.02, f"epoch {done}", color="0.3", fontsize=9)
         row[0].set_ylabel(f"{split} canvases\nloss")
         row[1].set_ylabel("accuracy")
     for ax, panel in zip(axes[0], PANELS):
@@ -56,10 +56,14 @@ def curve_figure(experiment: str, folder: str | Path):  # matplotlib figure
     for ax in axes[1]:
         ax.set(xlabel="epoch", xlim=(0, run["n_epochs"] + 1))
     handles = {text: line for line, text in zip(*axes[0, 0].get_legend_handles_labels())}
-    axes[0, 0].legend(handles.values(), handles.keys(), fontsize=9, loc="lower left")
+    axes[0, -1].legend(handles.values(), handles.keys(), fontsize=9, loc="upper left")  # many labels at once come late
     title = f"Learning curves: {setting_words(run)}"
     about = f"Ours: {_how_far(folder, done, run['n_epochs'])}, {manifest.get('precision', run['precision'])}."
     return captioned(fig, title, _curve_sentence(ours, sources, run), *_published_notes(run, len(sources)), about)
+
+
+def _compared_at(reached, run):  # an epoch: of a training that is under way, where it is
+    return reached.index[-1] if reached.index[-1] < run["n_epochs"] else None
 
 
 def _curve_sentence(ours, sources, run):  # the last accuracy on the first task
@@ -68,7 +72,7 @@ def _curve_sentence(ours, sources, run):  # the last accuracy on the first task
     if not len(reached):
         return f"Ours, seed {run['seed']}: no test yet."
     test = f"After epoch {reached.index[-1]}, {task} accuracy on test canvases is {reached.iloc[-1]:.2f}"
-    theirs = [published_curve(s)["test"][task].dropna() for s in sources]
+    theirs = [published_curve(s)["test"][task].dropna().loc[: _compared_at(reached, run)] for s in sources]
     ends = " and ".join(f"{curve.iloc[-1]:.2f} after epoch {curve.index[-1]}" for curve in theirs)
     return f"{test} (seed {run['seed']})" + (f"; published: {ends}." if ends else ".")
 

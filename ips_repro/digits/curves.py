@@ -236,12 +236,27 @@ ABOUT = (
 )
 
 # %% ../../nbs/digits/curves.ipynb #ea0b0ac5
-_WORDS = {"mask_p": "P = {:g}", "mask_k": "K = {:g}", "w_diversity": "W = {:g}", "noise_thickness": "strokes {:g} px"}
+_WORDS = {
+    "canvas": "canvas of {} px",
+    "n_noise": "{} strokes",
+    "noise_thickness": "{:g} px wide",
+    "stroke": "{}",
+    "noise_kind": "{}",
+    "patch_size": "patches of {} px",
+    "M": "M = {}",
+    "backbone": "{}",
+    "pretrained": "ImageNet weights",
+    "frozen": "frozen",
+    "mask_p": "P = {:g}",
+    "mask_k": "K = {:g}",
+    "w_diversity": "W = {:g}",
+}
 
 
 def setting_words(run) -> str:  # "O2I 0.034 %, 1000 canvases, P = 0.2, K = 20"
-    "What a run at paper scale varies: size and number, and whatever else is not as in most published runs."
-    also = [words.format(run[k]) for k, words in _WORDS.items() if run[k] != DEFAULTS[k]]
+    "What a run varies: size and number, and whatever else is not as in most published runs of this size."
+    usual = DEFAULTS | {"canvas": 3000, "patch_size": 50, "M": 100, "n_noise": PUBLISHED_NOISE.get(run["o2i"])}
+    also = [words.format(run[k]) for k, words in _WORDS.items() if run[k] != usual[k]]
     return ", ".join([f"O2I {run['o2i']:g} %, {run['n_train']} canvases", *also])
 
 

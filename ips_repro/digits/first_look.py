@@ -38,7 +38,7 @@ def first_look(
     image: int = 3,  # which of the four test canvases of which runs record the patches
 ):  # matplotlib figure
     "What one run has learnt: learning curves, a test canvas with its kept patches, and the most attended of them."
-    shown, kept = shown_canvas(run.folder, image), kept_patches(run.folder, image)
+    kept, shown = kept_patches(run.folder, image), shown_canvas(run.folder, image)
     canvas, digits = shown.canvas, digits_of(shown, kept)
     with sns.axes_style("whitegrid"):
         fig = plt.figure(figsize=(11, 3.9), layout="constrained")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'BOUNDS', 'STEPS', 'OUTCOMES', 'source_name', 'is_bound', 'is_beside', 'long_table', 'draw_bounds',
-           'with_common_end', 'accuracy_panels', 'selection_panels', 'quick_note', 'precision_note']
+           'with_common_end', 'accuracy_panels', 'selection_panels']
 
 # %% ../../nbs/digits/panels.ipynb #fdb83bac
 import re
@@ -20,7 +20,6 @@ from .tables import TASK_NAMES
 from ..runs.captions import captioned
 from ..runs.pictures import readable_ticks
 from ..runs.quick_scale import quick_scale
-from ..runs.run import reduction_text
 
 # %% ../../nbs/digits/panels.ipynb #d21ed431
 SOURCES = {"published": "published", "paper": "ours", "quick": "ours, quick scale", "smoke": "ours, smoke test"}
@@ -98,6 +97,18 @@ def _side_by_side(table, x, hue, log_x):
 
 _APART = 0.008  # of the axis, between two colours
 
+# %% ../../nbs/digits/panels.ipynb #794c4669
+def _unjoin_ours(g):  # no line leads across places that were published and that ours do not have
+    for ax in g.axes.flat:
+        theirs = {line.get_color(): line.get_xdata() for line in ax.get_lines() if line.get_marker() == "o"}
+        for line in ax.get_lines():
+            x = line.get_xdata()
+            if line.get_marker() != "s" or len(x) < 2:
+                continue
+            between = [v for v in theirs.get(line.get_color(), ()) if min(x) < v < max(x)]
+            if len(between) > len(x) - 2:
+                line.set_linestyle("none")
+
 
 def _open_rings(g):  # published points are rings, through which those behind them can be seen
     lines = [line for ax in g.axes.flat for line in ax.get_lines()]
@@ -162,13 +173,13 @@ def _label_axis(ax, ticks, names, log_x):  # a line at every value, a label wher
     ax.set(ylim=(-0.03, 1.04), xticks=ticks)  # so that a point at 0 is seen whole
     if names:
         ax.set_xlim(-0.4, len(names) - 0.6)
-        labels = [n.replace(", ", ",\n") for n in names]
+        labels = [n.replace(", ", ",\n", 1) for n in names]
     else:
-        readable = readable_ticks(ticks, log_x)
+        readable = readable_ticks(ticks, log_x, 0.065 if log_x else 0.14)  # labels that stand upright are narrow
         labels = [f"{t:g}" if t in readable else "" for t in ticks]
     long_names = max(map(len, names), default=0) > 8
-    turned = {"rotation": 90} if long_names else {"rotation": 45, "ha": "right"} if log_x and not names else {}
-    ax.set_xticklabels(labels, **turned)
+    turned = {"rotation": 90} if long_names or log_x and not names else {}
+    ax.set_xticklabels(labels, fontsize=8 if log_x and not names else None, **turned)
     ax.minorticks_off()
 
 # %% ../../nbs/digits/panels.ipynb #c77f5bcd
@@ -228,6 +239,7 @@ def accuracy_panels(
     for ax in g.axes.flat:
         _label_axis(ax, places, names, log_x)
     g.set_titles("{col_name}").set_axis_labels(f.xlabel, "test accuracy")
+    _unjoin_ours(g)
     _open_rings(g)
     _legend_below(g.figure, g.legend)
     if len(bounds):
@@ -271,18 +283,3 @@ def selection_panels(
     axes[-1].set_xlabel("share of the digits")
     _named_below(fig, *axes[0].get_legend_handles_labels())
     return captioned(fig, title, *caption)
-
-# %% ../../nbs/digits/panels.ipynb #30a6c93a
-def quick_note(ours: pd.DataFrame) -> str:
-    "In what the runs of a table are below paper scale, in one line; empty if there are none."
-    quick = ours[ours.scale != "paper"] if len(ours) else ours
-    if not len(quick):
-        return ""
-    differ = "; ".join(reduction_text(list(quick.reduced)))
-    return f"Our {quick.scale.iloc[0]} runs are not at paper scale. They differ in: {differ}."
-
-
-def precision_note(ours: pd.DataFrame) -> str:
-    "How the runs in a table were computed, in one sentence; empty if there are none."
-    used = sorted(set(ours.precision_used.dropna())) if len(ours) else []
-    return f"Ours computed in {' and '.join(used)}." if used else ""

@@ -49,7 +49,7 @@ class Predictor(RunPredictor):
 
     def test_inputs(self) -> list[Path]:
         "The first test canvases, painted again as files, or as the run recorded them."
-        shown = shown_canvases(self.folder, EXAMPLES)
+        shown = shown_canvases(self.folder, EXAMPLES) if self.folder else []
         name = f"canvases_{self.run['canvas']}px_{parameters_hash({k: self.run[k] for k in DATA})[:8]}"
         folder = cached(name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,11 @@ class Predictor(RunPredictor):
         return paths
 
     def truth(self, item: str | Path) -> dict[str, str] | None:
-        if Path(item) not in (paths := self.test_inputs()):
+        try:
+            paths = self.test_inputs()
+        except (ValueError, OSError):
+            return None  # of its own canvases there are none here, so this is another image
+        if Path(item) not in paths:
             return None
         digits = shown_canvases(self.folder, EXAMPLES)[paths.index(Path(item))].digits
         labels = make_labels(digits.label.to_numpy()[None], digits.y.to_numpy()[None])

@@ -18,14 +18,12 @@ from ips_repro.digits.panels import (
     is_beside,
     is_bound,
     long_table,
-    precision_note,
-    quick_note,
     selection_panels,
 )
-from .sentences import accuracy_sentence
+from .sentences import accuracy_sentence, precision_note, quick_note
 from .settings import DEFAULTS
 from .tables import CHANCE, COMPARED, SETTING, TASK_NAMES, published, published_points, read_runs, row  # noqa: F401
-from ..runs.captions import BARS, scale_note
+from ..runs.captions import BARS, MOST_WORDS, count_words, scale_note
 from ..runs.tables import shown_scales
 
 # %% ../../nbs/digits/results.ipynb #b2d6c402
@@ -107,9 +105,17 @@ def draw_accuracy(experiment: str, scales: tuple = ("paper", "quick")) -> dict: 
         part = _table(experiment, f, ours)
         part = part if f.beside else part[~part.source.map(is_beside)]
         if len(part):
-            shows = accuracy_sentence(part, f, list(SOURCES.values()))
-            made[name] = accuracy_panels(part, f, shows, *_notes(ours, part, f, "task"))
+            notes = _notes(ours, part, f, "task")
+            made[name] = accuracy_panels(part, f, _sentence_with_room(part, f, notes[0]), *notes)
     return made
+
+
+def _sentence_with_room(part, f, note):  # of as many sources as leave room for a note
+    sources = list(SOURCES.values())
+    of_all = accuracy_sentence(part, f, sources)
+    if count_words(f"{of_all} {note}") <= MOST_WORDS or not (part.source == sources[0]).any():
+        return of_all
+    return accuracy_sentence(part, f, sources[:2])
 
 
 def _by_attention(ours):  # without bounds, which are not below the paper's scale for being bounds
@@ -120,7 +126,7 @@ def _notes(ours, part, f, measure):  # of the caption: what the bars are, if the
     bars = part.groupby([f.x, f.hue, "source", measure]).seed.nunique().max() > 1
     return [scale_note(_by_attention(ours))] + [BARS] * bool(bars)
 
-
+# %% ../../nbs/digits/results.ipynb #765dc21c
 def settings_note(experiment: str, scales: tuple = ("paper", "quick")) -> str:
     "In what our runs in the figures of an experiment are below paper scale, and how they were computed."
     f = next(iter(FIGURES[experiment].values()))
@@ -192,10 +198,12 @@ def draw_selection(experiment: str, scales: tuple = ("paper", "quick")):  # matp
     return selection_panels(shares, pd.Series(covered, names), title, shows, scale_note(_by_attention(ours)))
 
 
-def _errors_text(majority):  # the caption: the last bar in words
-    right, missed, misread = (majority[name].iloc[-1] for name in OUTCOMES)
+def _errors_text(majority):  # the caption: one bar in words
+    paper = [name for name in majority.index if not name.endswith("scale")]  # of those, if there are any, the last
+    bar = (paper or list(majority.index))[-1]
+    right, missed, misread = majority.loc[bar, list(OUTCOMES)]
     return (
-        f"Last bar ({majority.index[-1]}): {right:.0%} of the answers to majority are right, {missed:.0%} are wrong "
+        f"Bar {bar}: {right:.0%} of the answers to majority are right, {missed:.0%} are wrong "
         f"where one of the three equal digits was not kept, and {misread:.0%} although all three were kept."
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..base.core import read_csv, write_atomic, write_csv
+from ..base.grids import canvas_shape
 from .banks import load_digits
 from .settings import DEFAULTS
 from ..megapixel_mnist import MegapixelMNIST
@@ -67,24 +68,36 @@ def shown_canvases(
 ) -> list[ShownCanvas]:
     """The first test canvases of a run.
 
-    `ConnectionError` if it recorded none, and its digits can be neither found nor downloaded."""
+    `ValueError` names a damaged file; `ConnectionError` a run that recorded none, and whose digits can be neither found
+    nor downloaded."""
     folder = Path(folder)
+    run = as_made(read_manifest(folder), DEFAULTS)
     if (folder / _TABLE).is_file():
-        return _recorded(folder)[:most]
-    canvases = test_canvases(as_made(read_manifest(folder), DEFAULTS))
+        return _recorded(folder, canvas_shape(run["canvas"]))[:most]
+    try:
+        canvases = test_canvases(run)
+    except ConnectionError as e:
+        raise ConnectionError(f"{folder} recorded no canvases, and its digits are missing: {e}") from e
     return [ShownCanvas(canvases.render(i), _digits_on(canvases, i)) for i in range(min(most, len(canvases)))]
 
-
-def _recorded(folder):
-    table = pd.DataFrame(read_csv(folder / _TABLE)).apply(pd.to_numeric)
+# %% ../../nbs/digits/shown.ipynb #7d5bdd9f
+def _recorded(folder, shape):  # shape (H, W) of a canvas
+    try:
+        table = pd.DataFrame(read_csv(folder / _TABLE)).apply(pd.to_numeric)[["x", "y", "side", "label", "image"]]
+    except (KeyError, ValueError) as e:
+        raise ValueError(f"{folder / _TABLE} is damaged: {e}") from None
     digits = [rows.drop(columns="image").reset_index(drop=True) for _, rows in table.groupby("image")]
     sheet = cv2.imread(str(folder / _PICTURE), cv2.IMREAD_GRAYSCALE)
+    wanted = (len(digits) * shape[0], shape[1])
+    if sheet is None or sheet.shape != wanted:
+        found = "nothing that can be read" if sheet is None else f"{sheet.shape[1]}x{sheet.shape[0]} pixels"
+        raise ValueError(f"{folder / _PICTURE} is damaged: {found} instead of {wanted[1]}x{wanted[0]} pixels")
     return [ShownCanvas(*both) for both in zip(np.split(sheet, len(digits)), digits, strict=True)]
 
 
 def shown_canvas(folder: str | Path, image: int) -> ShownCanvas:
-    "One of `shown_canvases`. `IndexError` if the run has, or recorded, fewer."
-    shown = shown_canvases(folder, image + 1)
-    if image >= len(shown):
-        raise IndexError(f"canvas {image}: {folder} shows {len(shown)} canvases, from 0")
+    "One of `shown_canvases`, counted from 0. `ValueError` if the run has, or recorded, fewer."
+    shown = shown_canvases(folder, max(image, 0) + 1)
+    if not 0 <= image < len(shown):
+        raise ValueError(f"image: {folder} shows {len(shown)} canvases, from 0, and not {image}")
     return shown[image]

@@ -122,9 +122,9 @@ def patches_with_ink(
 def room_in_memory(runs: list) -> pd.DataFrame:  # one row per object-to-image ratio
     "The patches that digits lie on, beside the M that are kept."
     rows = {}
-    for run in {run["o2i"]: run for run in runs}.values():
+    for run in {(run["scale"], run["o2i"]): run for run in runs}.values():
         n, M = patches_with_ink(run), run["M"]
-        rows[f"{run['o2i']:g} %"] = {
+        rows[f"{run['o2i']:g} %, {run['scale']} scale"] = {
             "patches with ink of digits": f"{n.mean():.1f} (at most {n.max()})",
             "M": M,
             "canvases with more than M": f"{(n > M).mean():.0%}",

@@ -171,14 +171,17 @@ def published_evidence(claim, table: pd.DataFrame) -> Evidence | None:  # a row 
     return evidence(table, names, claim.score, known, claim.published_n)
 
 
-def our_evidence(claim) -> Evidence | None:  # a row of `claims`
+def our_evidence(
+    claim,  # a row of `claims`
+    only_quick=False,  # leave out runs at paper scale?
+) -> Evidence | None:
     """What our runs show about a claim; None if the runs of one of its settings are missing.
 
     The first of these places that has both settings counts: paper scale on the papers' own data, paper scale on other
     data, quick scale."""
     family = experiments()[claim.experiment].family
     places = [("quick", {}, (claim.quick_from, claim.quick_to, claim.quick_at))] if claim.seeds else []
-    if claim.published_in:
+    if claim.published_in and not only_quick:
         as_published = claim.published_from, claim.published_to, claim.published_at
         data = [family.published, {}] if family.published else [{}]
         places = [("paper", asked, as_published) for asked in data] + places
@@ -188,7 +191,7 @@ def our_evidence(claim) -> Evidence | None:  # a row of `claims`
             return found
     return None
 
-
+# %% ../../nbs/evidence/claims.ipynb #ce23710a
 def failures(claim) -> list[str]:  # a row of `claims`
     "The errors of the runs of a claim's settings that failed at quick scale, in a few words each."
     if not claim.seeds:
@@ -198,9 +201,17 @@ def failures(claim) -> list[str]:  # a row of `claims`
     table = pd.DataFrame(planned)
     wanted = [planned[i] for side in (start, end) for i in rows_in(table, at | side).index]
     below = [run.folder.relative_to(scale_dir("results", "quick")) for run in wanted]
-    folders = [place / folder for folder in below for place in results_dirs("quick")]
-    errors = [read_json(f / "status.json")["error"] for f in folders if state(f) == "failed"]
-    return [error.partition(": ")[2].partition(";")[0] for error in errors]
+    found = [[place / folder for place in results_dirs("quick")] for folder in below]
+    errors = [_first_error(folders) for folders in found if not any(state(f) == "ok" for f in folders)]
+    return [error for error in errors if error]
+
+
+def _first_error(folders):  # of the same run at several places; "" if none failed
+    failed = [f for f in folders if state(f) == "failed"]
+    if not failed:
+        return ""
+    name, _, why = read_json(failed[0] / "status.json")["error"].partition(": ")
+    return " ".join((why or name).partition(";")[0].replace("|", "/").split())
 
 
 def differs(ours: Evidence, theirs: Evidence | None) -> list[str]:  # ["M 16 (paper 100)", ...]

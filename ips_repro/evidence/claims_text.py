@@ -10,7 +10,7 @@ import re
 
 from ..digits.curves import curves_text
 from .change import MOST_SEEDS, SAME
-from .claims import Evidence, differs, failures, looked_up
+from .claims import Evidence, differs, failures, looked_up, our_evidence
 from .compare import bands, compare_all
 from .steps import CONTROLLED, steps_text
 from ..runs.registry import experiments
@@ -87,13 +87,20 @@ def _is_question(claim):  # whose answer nobody has claimed
 def _why_not(claim):  # there is no verdict on a claim
     if not (errors := failures(claim)):
         return "not run yet"
-    return f"not judged: {len(errors)} of its runs failed, the first in {errors[0]}"
+    return f"not judged: {len(errors)} of its runs failed (the first: {errors[0]})"
+
+
+def _beside(ours, claim):  # what was planned at quick scale, where there are runs at paper scale
+    if ours.scale != "paper":
+        return ""
+    quick = our_evidence(claim, only_quick=True)
+    return ", paper scale" + (f"<br>quick scale: {_cell(quick, claim)}" if quick else "")
 
 
 def _row(found):  # of the table; its links start from the folder of the page
     c, theirs, ours = found
     published = _cell(theirs, c) if theirs else "not published"
-    here = _cell(ours, c) + ", paper scale" * (ours.scale == "paper") if ours else _why_not(c)
+    here = _cell(ours, c) + _beside(ours, c) if ours else _why_not(c)
     source = "" if _is_question(c) else f"; {c.source}"
     return f"| [{c.experiment}](../nbs/{c.notebook}.ipynb): {c.wording} ({c.score}{source}) | {published} | {here} |"
 
@@ -134,7 +141,9 @@ def _borne_out(found):  # how many claims the published numbers agree with, and 
 
 def _tried(found):  # a sentence
     verdicts = [ours.verdict(c) for c, _, ours in found if ours]
-    return f"Tried here: {len(verdicts)} ({_count(verdicts)})." if verdicts else "None was tried here yet."
+    failed = sum(bool(failures(c)) for c, _, ours in found if not ours)
+    more = f"; the runs of {failed} more failed" * bool(failed)
+    return f"Tried here: {len(verdicts)} ({_count(verdicts)}){more}." if verdicts else "None was tried here yet."
 
 # %% ../../nbs/evidence/claims_text.ipynb #bd4501d3
 def _holds(verdict):
@@ -177,6 +186,8 @@ def sentence(
         return f"{text} Ours: {_why_not(claim)}."
     score = f", {claim.score}" if theirs is None else ""
     text += f" Ours, {ours.scale} scale{score}: {_outcome(ours, claim)} Computed from {ours.runs()}."
+    if ours.scale == "paper" and (quick := our_evidence(claim, only_quick=True)):
+        text += f" At quick scale, as planned: {_outcome(quick, claim)}"
     if rest := [r for r in differs(ours, theirs) if r not in known]:
         text += f" Ours{' also' * bool(known)} differ from the paper's settings in: {'; '.join(rest)}."
     return text

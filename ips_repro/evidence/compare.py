@@ -6,13 +6,11 @@
 __all__ = ['GUESSING', 'VERDICTS', 'bands', 'compare', 'seeds_differ', 'text', 'compare_summary', 'compare_all', 'write_page']
 
 # %% ../../nbs/evidence/compare.ipynb #a15f95b4
-import math
 from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
-from scipy.stats import t as student
 
 from ..base.core import out_root, write_atomic
 from ..runs.registry import experiment as registered
@@ -92,10 +90,8 @@ def _setting(row, varies):
     return ", ".join(f"{k} {row[k]:g}" if isinstance(row[k], float) else f"{k} {row[k]}" for k in varies)
 
 # %% ../../nbs/evidence/compare.ipynb #052f0aec
-def seeds_differ(experiment: str, table: pd.DataFrame) -> str:  # a sentence; empty if nothing is outside by one seed
-    """How much published seeds of one setting differ, beside the largest difference of a single run of ours.
-
-    The standard deviation within a setting is pooled over the published settings with as many training images."""
+def seeds_differ(experiment: str, table: pd.DataFrame) -> str:  # sentences; empty if nothing is outside by one seed
+    "Beside the largest difference of a single run of ours: how much published seeds of one setting differ."
     outside = table[(table.verdict == "outside") & (table.n == 1)]
     if not len(outside) or "n_train" not in table:
         return ""
@@ -105,18 +101,17 @@ def seeds_differ(experiment: str, table: pd.DataFrame) -> str:  # a sentence; em
     runs = results.published()
     runs = _comparable(runs[runs.n_train == worst.n_train], keys)
     runs = runs.drop_duplicates([*keys, *results.COMPARED.values()])  # some are listed in several experiments
-    by_setting = runs.groupby(keys)[score].agg(["var", "count"])
-    by_setting = by_setting[by_setting["count"] > 1]
+    by_setting = runs.groupby(keys)[score].agg(["std", "count"]).query("count > 1").reset_index()
     if not len(by_setting):
         return ""
-    df = by_setting["count"] - 1
-    sd = math.sqrt((by_setting["var"] * df).sum() / df.sum())
-    chance = 2 * student.sf(abs(worst.difference) / (sd * math.sqrt(2)), df.sum())
-    there = f"{len(by_setting)} settings, {by_setting['count'].sum()} runs"
+    alike = by_setting[(by_setting[["patch_size", "M"]] == worst[["patch_size", "M"]]).all(axis=1)]
+    here = ", ".join(f"{r['std']:.2f} ({r['count']} runs)" for _, r in alike.iterrows()) or "not known"
+    values = ", ".join(f"{r.score} {r.difference:+.3f}" for _, r in outside.iterrows())
     return (
-        f"A single run of ours is outside, by up to {abs(worst.difference):.3f} ({worst.score}). The published runs "
-        f"with as many training images that have several seeds ({there}) have a standard deviation of {sd:.3f} within "
-        f"a setting: two single runs would differ by that much or more in {chance:.0%} of cases."
+        f"Single runs of ours are outside: {values}. Published seeds of one setting with as many training images have "
+        f"standard deviations from {by_setting['std'].min():.2f} to {by_setting['std'].max():.2f} in {worst.score} "
+        f"({len(by_setting)} settings, {by_setting['count'].sum()} runs); where patches and memory are those of this "
+        f"run, {here}. So seeds may or may not explain it. (Worked out after the run was known.)"
     )
 
 # %% ../../nbs/evidence/compare.ipynb #086162d8

@@ -47,10 +47,7 @@ def _runs(n):
     return f"{n} run{'s' * (n != 1)}"
 
 
-_NOT_TRIED = (
-    "**Not tried**: the photographs of traffic signs, and the slides of CAMELYON16 (their readers are tested on "
-    "made ones)."
-)
+_NOT_TRIED = "**Not tried**: the photographs of traffic signs, the slides of CAMELYON16, and ImageNet."
 
 
 def standing_text() -> str:  # markdown
@@ -67,7 +64,7 @@ def _trained():  # how many runs there are at which scale, finished, begun and s
     planned = make_plan(EXPERIMENTS, "quick")
     done = sum(action(line)[0] == "reuse" for line in planned)
     if done < len(planned):
-        there = f"{done} {'is' if done == 1 else 'are'} there"
+        there = f"{done} {'is' if done == 1 else 'are'} there, copies included"
         text += f" Of the {len(planned)} planned `quick` runs on digits, {there}."
     if n := len(old) + len(old_quick):
         text += f" Superseded: {_runs(n)}, trained before training was exactly the published one."
@@ -76,7 +73,7 @@ def _trained():  # how many runs there are at which scale, finished, begun and s
     return text
 
 # %% ../../nbs/evidence/readme.ipynb #d94935f2
-_FIGURES = {"sweep": "O2I_datasize", "curves": "O2I_datasize_curves_112_112_3000_3000_200n_1000d_PS_50_seed_0"}
+_FIGURES = {"sweep": "O2I_datasize", "curves": "O2I_datasize_curves_28_28_3000_3000_800n_1000d_PS_50_seed_0"}
 
 
 def figure_text(name: str) -> str:  # markdown

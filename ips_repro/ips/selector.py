@@ -15,10 +15,10 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from .captured import Captured
 from .device import PRECISIONS, numerics
 from .encoders import sinusoid
 from ips_repro.ips.engine import (
-    Captured,
     Folded,
     Selection,
     arrival_order,

@@ -50,6 +50,9 @@ def course(
     ordered = pd.api.types.is_numeric_dtype(means.index) if ordered is None else ordered
     if len(means) == 1:
         return f"is {means.iloc[0]:.2f} with {at.format(in_words(means.index[0]))}"
+    if len(means) == 2:
+        each = [f"{value:.2f} with {at.format(in_words(place))}" for place, value in means.items()]
+        return f"is {' and '.join(each)}"
     ends = at.format(span(means)[1])
     low, high = means.idxmin(), means.idxmax()
     if ordered and means[high] - means[low] < STEADY:
@@ -58,9 +61,6 @@ def course(
     if ordered and {low, high} == {means.index[0], means.index[-1]}:
         verb = "rises" if high == means.index[-1] else "falls"
         return f"{verb} from {means.iloc[0]:.2f} to {means.iloc[-1]:.2f} between {ends}"
-    if len(means) == 2:
-        each = [f"{value:.2f} with {at.format(in_words(place))}" for place, value in means.items()]
-        return f"is {' and '.join(each)}"
     top, bottom = at.format(in_words(high)), at.format(in_words(low))
     return f"is highest with {top} ({means[high]:.2f}) and lowest with {bottom} ({means[low]:.2f})"
 

@@ -44,10 +44,11 @@ def save_all(figures: dict, scale: str) -> list:  # paths
 def readable_ticks(
     ticks: list,  # numbers, rising
     log: bool = False,  # on a logarithmic axis
+    room: float = 0.14,  # of a label, as a share of the axis
 ) -> list:  # some of them
     "The first tick, the last, and those between that have room for a label."
     places = np.log(ticks) if log else np.array(ticks, float)
-    room, kept = 0.14 * (places[-1] - places[0]), [0]
+    room, kept = room * (places[-1] - places[0]), [0]
     for i in range(1, len(ticks) - 1):
         if places[i] - places[kept[-1]] >= room and places[-1] - places[i] >= room:
             kept.append(i)

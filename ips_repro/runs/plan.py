@@ -179,16 +179,14 @@ def _error(folder):
 def _basis(lines):  # where the minutes come from
     n = sum(l.get("measured", False) for l in lines)
     if n == len(lines):
-        return (
-            "* from batches that were timed on this machine, with nothing beside it; for two CPU cores, not for a GPU"
-        )
+        return "* from batches that were timed on this machine, with nothing beside it; not for a GPU"
     if n:
         basis = (
             f"* from batches that were timed on this machine for {n} of the runs; the others estimated, scaled by those"
         )
     else:
         basis = "* estimated from the parameters: none of these kinds of run was timed on this machine yet"
-    return f"{basis}; for two CPU cores, not for a GPU"
+    return f"{basis}; not for a GPU"
 
 
 def _number(value, width):

@@ -29,8 +29,8 @@ from .settings import DEFAULTS, EXPERIMENTS, PRESETS
 # %% ../../nbs/signs/results.ipynb #efd5266d
 SCORES = {
     "accuracy": "test accuracy",
-    "kept_on_sign": "kept patches that touch the sign",
-    "sign_found": "signs that a kept patch touches",
+    "kept_on_sign": "share of kept patches on the sign",
+    "sign_found": "share of signs that were kept",
 }
 
 
@@ -227,7 +227,9 @@ def _touches(shown, kept):  # does a kept patch touch the box of the sign?
     return bool(over.any())
 
 
-def sign_maps(folder: str | Path, pictures: int = 4):  # matplotlib figure
+def sign_maps(
+    folder: str | Path, pictures: int = 4, of: int = 1
+):  # matplotlib figure; of: runs, of which it is the best
     """The kept patches of the first test pictures with a sign, coloured by attention, and the sign's box.
 
     None if no test picture has a sign."""
@@ -244,7 +246,8 @@ def sign_maps(folder: str | Path, pictures: int = 4):  # matplotlib figure
         found += _touches(r, patches)
     fig.colorbar(plt.cm.ScalarMappable(cmap="plasma"), ax=axes, label="attention, largest 1", shrink=0.8)
     shows = f"In {found} of {len(shown)} test pictures a kept patch touches the sign (box)."
-    return captioned(fig, "Where it looked", shows, f"{run['scale'].capitalize()} scale, seed {run['seed']}.")
+    which = f"seed {run['seed']}" + f", the best of {of} runs" * (of > 1)
+    return captioned(fig, "Where it looked", shows, f"{run['scale'].capitalize()} scale, {which}.")
 
 # %% ../../nbs/signs/results.ipynb #b158f868
 def sign_figures(experiment: str, runs: pd.DataFrame) -> dict:  # name of the file -> figure
@@ -254,7 +257,7 @@ def sign_figures(experiment: str, runs: pd.DataFrame) -> dict:  # name of the fi
     figures = {name: sign_panels(experiment, runs)}
     if experiment.endswith("Dataset_Size"):
         best = runs.sort_values(["accuracy", "seed"], ascending=[False, True]).iloc[0]
-        figures[f"{name}_maps"] = sign_maps(best.folder)
+        figures[f"{name}_maps"] = sign_maps(best.folder, of=len(runs))
     return {n: fig for n, fig in figures.items() if fig}
 
 

@@ -100,7 +100,9 @@ def _show_tiles(ax, thumbnail, scale, tiles):  # `scale`: pixels of the thumbnai
     ax.set_axis_off()
 
 
-def slide_maps(folder: str | Path, slides: int = 4):  # matplotlib figure
+def slide_maps(
+    folder: str | Path, slides: int = 4, of: int = 1
+):  # matplotlib figure; of: runs, of which it is the best
     """The most attended tiles of a few test slides on their thumbnails, coloured by attention.
 
     None if the features have no thumbnails."""
@@ -120,9 +122,8 @@ def slide_maps(folder: str | Path, slides: int = 4):  # matplotlib figure
     n = kept["rank"].astype(int).max() + 1
     right = sum((float(rows[s["image"]]["p_tumour"]) > 0.5) == (rows[s["image"]]["label"] == "1") for s in shown)
     shows = f"{right} of {len(shown)} test slides are answered right; coloured: the {n} most attended tiles of each."
-    return captioned(
-        fig, "Where it looked", shows, f"{run['scale'].capitalize()} scale, M = {run['M']}, seed {run['seed']}."
-    )
+    which = f"M = {run['M']}, seed {run['seed']}" + f", the best of {of} runs" * (of > 1)
+    return captioned(fig, "Where it looked", shows, f"{run['scale'].capitalize()} scale, {which}.")
 
 # %% ../../nbs/slides/results.ipynb #3418a97f
 def slide_figures(experiment: str, runs: pd.DataFrame) -> dict:  # name of the file -> figure
@@ -130,7 +131,7 @@ def slide_figures(experiment: str, runs: pd.DataFrame) -> dict:  # name of the f
     data = "" if runs.data[0] == "made" else f"_{Path(runs.data[0]).stem}"
     name = experiment + data + "_changed" * int(runs.variant.map(len).any())
     best = runs.sort_values(["auc", "M", "seed"], ascending=[False, False, True]).iloc[0]
-    figures = {name: auc_by_memory(runs), f"{name}_maps": slide_maps(best.folder)}
+    figures = {name: auc_by_memory(runs), f"{name}_maps": slide_maps(best.folder, of=len(runs))}
     return {n: fig for n, fig in figures.items() if fig}
 
 

@@ -137,7 +137,7 @@ def load_run(folder: str | Path, device: str = "cpu") -> RunPredictor:
         predictor = special(run, manifest, net.eval(), device)
     except (ValueError, OSError) as e:
         raise ValueError(f"{folder}: {e}") from e
-    predictor.folder = folder
+    predictor.folder = folder.absolute()
     return predictor
 
 

@@ -183,7 +183,7 @@ def frames(
     most: int = 40,  # frames; of more steps some are left out
 ) -> list[np.ndarray]:  # uint8 (h, w, 3), all of one size
     "One picture for each step, the last with the answer."
-    shown = set(np.linspace(0, len(w.steps) - 1, min(most, len(w.steps))).round().astype(int).tolist())
+    shown = set(np.linspace(len(w.steps) - 1, 0, min(most, len(w.steps))).round().astype(int).tolist())
     read, pages = [], []
     for number, step in enumerate(w.steps):
         read = read + step.arrived
