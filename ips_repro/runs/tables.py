@@ -119,6 +119,7 @@ class Runs(list):
 
 
 _MOST_LISTED = 4  # settings of which it is said that they are missing; more are counted
+_BEGUN = ("failed", "interrupted", "killed", "running")  # states that are said of a run that is missing
 
 
 def _missing_text(e, scale, runs, missing):  # one line for each setting
@@ -127,7 +128,9 @@ def _missing_text(e, scale, runs, missing):  # one line for each setting
         return text
     seeds = {}
     for r in missing:
-        seeds.setdefault(r.folder.parent.name, []).append(str(r["seed"]))
+        why = r.why_not_done()
+        seed = f"{r['seed']} ({why})" if why in _BEGUN else f"{r['seed']}"
+        seeds.setdefault(r.folder.parent.name, []).append(seed)
     lines = [f"    {name}: seed {', '.join(of_name)}" for name, of_name in seeds.items()]
     if len(lines) > _MOST_LISTED + 1:
         more = f"    and {len(lines) - _MOST_LISTED} other settings; all: ips-repro plan {e.name} --scale {scale}"
