@@ -71,10 +71,11 @@ def bring_back():
     for path in sorted(ROOT.rglob("epoch_*.ckpt"), key=lambda p: p.stat().st_mtime):
         if not (path.parent.parent / "summary.json").exists():
             under_way[path.parent] = path
-    for old in OUT.glob("checkpoint_*.bin"):
-        old.unlink()
-    for i, path in enumerate(list(under_way.values())[-2:]):
+    newest = list(under_way.values())[-2:]
+    for i, path in enumerate(newest):
         put(f"checkpoint_{i}.bin", named(path))
+    for i in range(len(newest), 2):
+        (OUT / f"checkpoint_{i}.bin").unlink(missing_ok=True)
     finished = sorted(ROOT.rglob("weights.safetensors"), key=lambda p: p.stat().st_mtime)
     for i, path in enumerate(finished[-4:]):
         put(f"weights_{i}.bin", named(path))

@@ -21,8 +21,10 @@ if [ -n "$mps" ]; then
   mkdir -p /tmp/once_mps && timeout 10 "$mps" -d
   if ! timeout 40 python3 -c "import torch; torch.zeros(1, device='cuda').item()"; then
     echo quit | timeout 5 "$mps"
-    unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+    unset mps CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
   fi
 fi
 python3 .ci/gpu/once.py go $((limit - (SECONDS - began))) "$@" 2>&1 | tee -a "$OUT/log.txt"
-exit "${PIPESTATUS[0]}"
+status=${PIPESTATUS[0]}
+if [ -n "${mps:-}" ]; then echo quit | timeout 5 "$mps"; fi # nothing is left running on a lent machine
+exit "$status"
