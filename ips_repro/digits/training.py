@@ -18,7 +18,7 @@ from ..base.core import child_seed, generator, seed_libraries, write_csv
 from ..base.grids import canvas_shape
 from ..base.params import ParameterError
 from .banks import load_digits
-from .shown import record_shown
+from .shown import SHOWN, record_shown
 from .sizes import always_room
 from ..ips.device import spare_bytes
 from ..ips.diagnosis import diagnose
@@ -174,7 +174,7 @@ def make_trainer(run: dict, device, on_step=None) -> Trainer:
     return trainer_of(run, make_net(run, device), *load(run, device), on_step)
 
 # %% ../../nbs/digits/training.ipynb #90e8190d
-def selected_patches(data: Patched, cells, scores, images: int = 4) -> list[dict]:
+def selected_patches(data: Patched, cells, scores, images: int = SHOWN) -> list[dict]:
     "The kept cells (n, M) of the first few images: one row each, in canvas pixels, best first."
     p, s = data.patch_size, data.stride
     columns, rows = (data.canvases.shape[1] - p) // s + 1, []

@@ -22,7 +22,8 @@ class Captured:
         self.graphs, self.works = {}, True
 
     def _capture(self, logits, order, M, I):  # -> what computes again, its inputs, its output
-        with torch.cuda.device(logits.device):  # which need not be the current one
+        device = logits.device  # which need not be the current one
+        with torch.cuda.device(device):
             inputs, side = (logits.clone(), order.clone()), torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
@@ -34,7 +35,7 @@ class Captured:
                 out = replay(*inputs, M, I)
 
         def play():
-            with torch.cuda.device(logits.device):
+            with torch.cuda.device(device):
                 graph.replay()
 
         return play, inputs, out

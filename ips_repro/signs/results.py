@@ -172,7 +172,8 @@ def _label_axis(ax, panel, rows, theirs):  # a line at every value, a label wher
     if panel.x == "encoder":  # names, which no line joins
         ax.set(xlim=(-0.5, rows.encoder.nunique() - 0.5), xlabel=", ".join(rows.backbone.unique()))
         for line in ax.get_lines():
-            line.set_linestyle("" if line.get_marker() not in (None, "None", "") else line.get_linestyle())
+            if line.get_marker() != "None":  # else it is an error bar
+                line.set_linestyle("none")
         return
     ticks = sorted({*rows[panel.x], *(theirs[panel.x] if panel.x in theirs else ())})
     readable = readable_ticks(ticks)
@@ -228,8 +229,10 @@ def _touches(shown, kept):  # does a kept patch touch the box of the sign?
 
 
 def sign_maps(
-    folder: str | Path, pictures: int = 4, of: int = 1
-):  # matplotlib figure; of: runs, of which it is the best
+    folder: str | Path,
+    pictures: int = 4,  # how many
+    of: int = 1,  # runs, of which this is the best
+):  # matplotlib figure
     """The kept patches of the first test pictures with a sign, coloured by attention, and the sign's box.
 
     None if no test picture has a sign."""

@@ -101,8 +101,10 @@ def _show_tiles(ax, thumbnail, scale, tiles):  # `scale`: pixels of the thumbnai
 
 
 def slide_maps(
-    folder: str | Path, slides: int = 4, of: int = 1
-):  # matplotlib figure; of: runs, of which it is the best
+    folder: str | Path,
+    slides: int = 4,  # how many
+    of: int = 1,  # runs, of which this is the best
+):  # matplotlib figure
     """The most attended tiles of a few test slides on their thumbnails, coloured by attention.
 
     None if the features have no thumbnails."""
