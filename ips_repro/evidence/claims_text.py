@@ -8,6 +8,7 @@ __all__ = ['ABOUT', 'claims_table', 'claims_summary', 'sentence', 'in_common', '
 # %% ../../nbs/evidence/claims_text.ipynb #15016b59
 import re
 
+from ..digits.curve_seeds import seeds_note
 from ..digits.curves import curves_text
 from .change import MOST_SEEDS, SAME
 from .claims import Evidence, differs, failures, looked_up, our_evidence
@@ -247,6 +248,10 @@ ABOUT = (
 )
 
 
+def _curves(testbed):  # names of experiments
+    return "\n\n".join(["## Learning curves", curves_text(testbed), *filter(None, [seeds_note(testbed)])])
+
+
 def comparison(names: list = ()) -> tuple[str, int]:  # markdown, how many values are outside their band
     """The page of `ips-repro compare`.
 
@@ -254,9 +259,8 @@ def comparison(names: list = ()) -> tuple[str, int]:  # markdown, how many value
     page, outside = compare_all(names)
     testbed = [e for e in names or bands().index if experiments()[e].family.name == "digits"]
     if names:
-        return page + f"\n## Learning curves\n\n{curves_text(testbed)}\n" * bool(testbed), outside
+        return page + f"\n{_curves(testbed)}\n" * bool(testbed), outside
     head, _, numbers = page.partition("\n\n")
     tables = [claims_table(), "### Open questions", claims_table(questions=True)]
     claims = ["## Claims", " ".join(claims_summary()), ABOUT, *tables, "### One by one", claims_text()]
-    parts = [head, *claims, "## Learning curves", curves_text(testbed)]
-    return "\n\n".join([*parts, "## Numbers", numbers]), outside
+    return "\n\n".join([head, *claims, _curves(testbed), "## Numbers", numbers]), outside
