@@ -763,6 +763,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                       'ips_repro/digits/results.py'),
                                           'ips_repro.digits.results._errors_text': ( 'digits/results.html#_errors_text',
                                                                                      'ips_repro/digits/results.py'),
+                                          'ips_repro.digits.results._failed_note': ( 'digits/results.html#_failed_note',
+                                                                                     'ips_repro/digits/results.py'),
                                           'ips_repro.digits.results._for_every_k': ( 'digits/results.html#_for_every_k',
                                                                                      'ips_repro/digits/results.py'),
                                           'ips_repro.digits.results._kept_apart': ( 'digits/results.html#_kept_apart',

@@ -123,7 +123,8 @@ def _legend_below(figure, legend):  # first the colours, then the sources, each 
     legend.remove()
     for handle, _ in entries[1:cut]:
         handle.set_linewidth(1.5)  # also where points are not joined by lines
-    _named_below(figure, *zip(*entries[1:cut]), title=texts[0])
+    says_more = texts[0] == "O2I" and any(", " in name for name in texts[1:cut])  # "0.078 %, 200 strokes"
+    _named_below(figure, *zip(*entries[1:cut]), title="setting" if says_more else texts[0])
     _named_below(figure, *zip(*entries[cut + 1 :]))
 
 

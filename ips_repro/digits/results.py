@@ -9,6 +9,7 @@ __all__ = ['KEYS', 'draw_accuracy', 'settings_note', 'score_table', 'draw_select
 # every family has `row`, `published` and `draw` in its module `results`
 import pandas as pd
 
+from ..base.core import results_dirs
 from .curve_figures import draw_curves
 from .figures import FIGURES, named_columns
 from ips_repro.digits.panels import (
@@ -24,6 +25,7 @@ from .sentences import accuracy_sentence, precision_note, quick_note
 from .settings import DEFAULTS
 from .tables import CHANCE, COMPARED, SETTING, TASK_NAMES, published, published_points, read_runs, row  # noqa: F401
 from ..runs.captions import BARS, MOST_WORDS, count_words, scale_note
+from ..runs.status import state
 from ..runs.tables import shown_scales
 
 # %% ../../nbs/digits/results.ipynb #b2d6c402
@@ -105,7 +107,7 @@ def draw_accuracy(experiment: str, scales: tuple = ("paper", "quick")) -> dict: 
         part = _table(experiment, f, ours)
         part = part if f.beside else part[~part.source.map(is_beside)]
         if len(part):
-            notes = _notes(ours, part, f, "task")
+            notes = _notes(ours, part, f, "task", _failed_note(experiment, scales))
             made[name] = accuracy_panels(part, f, _sentence_with_room(part, f, notes[0]), *notes)
     return made
 
@@ -122,9 +124,16 @@ def _by_attention(ours):  # without bounds, which are not below the paper's scal
     return ours[ours.selector == "ips"] if len(ours) else ours
 
 
-def _notes(ours, part, f, measure):  # of the caption: what the bars are, if there are any, and at which scale ours are
+def _failed_note(experiment, scales):  # of the caption: that something is missing because it cannot be trained
+    places = [place / experiment for scale in scales for place in results_dirs(scale)]
+    folders = {path.parent for place in places for path in place.glob("results_*/seed_*/status.json")}
+    failed = sum(state(folder) == "failed" for folder in folders)
+    return [f"Not drawn: {failed} failed run{'s' * (failed != 1)}."] if failed else []
+
+
+def _notes(ours, part, f, measure, also=()):  # of the caption: at which scale ours are, and what the bars are, if any
     bars = part.groupby([f.x, f.hue, "source", measure]).seed.nunique().max() > 1
-    return [scale_note(_by_attention(ours))] + [BARS] * bool(bars)
+    return [scale_note(_by_attention(ours)), *also] + [BARS] * bool(bars)
 
 # %% ../../nbs/digits/results.ipynb #765dc21c
 def settings_note(experiment: str, scales: tuple = ("paper", "quick")) -> str:
