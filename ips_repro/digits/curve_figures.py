@@ -14,7 +14,7 @@ import seaborn as sns
 from .curves import begun_runs, published_curve, recorded_curve, same_setting, setting_words
 from .settings import DEFAULTS
 from .tables import TASK_NAMES
-from ..runs.captions import captioned
+from ..runs.captions import captioned, two_digits
 from ..runs.status import as_made, read_manifest, state
 
 # %% ../../nbs/digits/curve_figures.ipynb #832507d9
@@ -71,9 +71,9 @@ def _curve_sentence(ours, sources, run):  # the last accuracy on the first task
     reached = ours["test"][task].dropna()
     if not len(reached):
         return f"Ours, seed {run['seed']}: no test yet."
-    test = f"After epoch {reached.index[-1]}, {task} accuracy on test canvases is {reached.iloc[-1]:.2f}"
+    test = f"After epoch {reached.index[-1]}, {task} accuracy on test canvases is {two_digits(reached.iloc[-1])}"
     theirs = [published_curve(s)["test"][task].dropna().loc[: _compared_at(reached, run)] for s in sources]
-    ends = " and ".join(f"{curve.iloc[-1]:.2f} after epoch {curve.index[-1]}" for curve in theirs)
+    ends = " and ".join(f"{two_digits(curve.iloc[-1])} after epoch {curve.index[-1]}" for curve in theirs)
     return f"{test} (seed {run['seed']})" + (f"; published: {ends}." if ends else ".")
 
 

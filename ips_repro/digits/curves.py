@@ -223,7 +223,8 @@ def plateau_note() -> str:
         return f"with {n:,} canvases between epoch {min(ends.values())} and {max(ends.values())}"
 
     return (
-        f"The plateau at the start varies among the published runs themselves: on 3000×3000 px it ends "
+        "The plateau at the start, on which the loss stays at guessing, varies among the published runs themselves: "
+        f"on 3000×3000 px it ends "
         f"{', '.join(map(spread, _PLATEAUS))}, and not in the order of the object-to-image ratios. "
         "An epoch more or less at the first mark says little."
     )
@@ -260,11 +261,18 @@ def setting_words(run) -> str:  # "O2I 0.034 %, 1000 canvases, P = 0.2, K = 20"
     return ", ".join([f"O2I {run['o2i']:g} %, {run['n_train']:g} canvases", *also])
 
 
+def _by(r):  # the verdict, and by how many epochs
+    outside = {"later": (r.ours, r["last"]), "earlier": (r["first"], r.ours)}.get(r.verdict)
+    if outside is None or any(e is None or np.isnan(e) for e in outside):
+        return r.verdict
+    return f"{r.verdict} by {outside[0] - outside[1]:g}"
+
+
 def _line(experiment, r):  # of the table in markdown
     ours = "not yet" if r.ours is None or np.isnan(r.ours) else _epoch(r.ours)
     run = f"{setting_words(r)}, seed {r.seed}, {r.precision}"
     done = f"{r.done} of {r.n_epochs} ({r.state})"
-    cells = [experiment, run, done, f"{r.mark:g}", ours, ", ".join(map(_epoch, r.published)), _range(r), r.verdict]
+    cells = [experiment, run, done, f"{r.mark:g}", ours, ", ".join(map(_epoch, r.published)), _range(r), _by(r)]
     return f"| {' | '.join(cells)} |"
 
 

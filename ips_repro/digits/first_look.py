@@ -49,7 +49,7 @@ def first_look(
     ax.set_title(f"Where it looks: {len(kept)} of {run.n_patches} patches")
     _draw_kept(fig, place[2].subgridspec(4, 4), canvas, kept)
     title = "A first look: which digit occurs most, has the highest value, lies highest?"
-    small = f"A small task: {len(run.reduced)} settings reduced from the paper's."
+    small = f"A small task: {len(run.reduced)} parameters reduced from the paper's."
     return captioned(fig, title, _sentence(run), small, "Dashed: training; dotted: guessing; circles: true digits.")
 
 

@@ -18,7 +18,7 @@ from .figures import Figure
 from .sizes import PUBLISHED_O2I
 from .tables import TASK_NAMES
 from ..runs.captions import captioned
-from ..runs.pictures import readable_ticks
+from ..runs.pictures import legend_below, readable_ticks
 from ..runs.quick_scale import quick_scale
 
 # %% ../../nbs/digits/panels.ipynb #d21ed431
@@ -124,16 +124,8 @@ def _legend_below(figure, legend):  # first the colours, then the sources, each 
     for handle, _ in entries[1:cut]:
         handle.set_linewidth(1.5)  # also where points are not joined by lines
     says_more = texts[0] == "O2I" and any(", " in name for name in texts[1:cut])  # "0.078 %, 200 strokes"
-    _named_below(figure, *zip(*entries[1:cut]), title="setting" if says_more else texts[0])
-    _named_below(figure, *zip(*entries[cut + 1 :]))
-
-
-def _named_below(figure, handles, names, title=None):  # below everything that the figure has
-    figure.draw_without_rendering()
-    below = figure.get_tightbbox().y0 / figure.get_figheight()
-    columns = max(1, int(figure.get_figwidth() / (0.6 + 0.1 * max(map(len, names)))))
-    how = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "frameon": False, "title": title}
-    figure.legend(handles, names, ncols=min(columns, len(names)), **how)
+    legend_below(figure, *zip(*entries[1:cut]), title="setting" if says_more else texts[0])
+    legend_below(figure, *zip(*entries[cut + 1 :]))
 
 # %% ../../nbs/digits/panels.ipynb #79b58c02
 def _dashes(source):  # in seaborn's notation
@@ -159,7 +151,7 @@ _OTHERS = ("#d55e00", "#0072b2", "#e69f00", "#cc79a7", "#56b4e9", "#8b5a2b", "0.
 
 def _colours(hues):  # a ratio has the same colour in every figure, and nothing else has the colours of ratios
     if set(hues) <= set(_RATIOS):
-        return dict(zip(_RATIOS, sns.color_palette("viridis", len(_RATIOS))))
+        return dict(zip(_RATIOS, map(plt.cm.viridis, (0.0, 0.3, 0.62, 0.87))))  # from dark to light, as far as is seen
     return dict(zip(hues, _OTHERS if len(hues) <= len(_OTHERS) else sns.color_palette("flare", len(hues))))
 
 
@@ -204,7 +196,7 @@ def draw_bounds(
                 mean = rows[rows.task == task].groupby(x).accuracy.mean()
                 look = _STYLES[kind] | {"color": _GREY, "linewidth": 1, "markersize": 5, "zorder": 1}
                 (shown[label],) = ax.plot(mean.index, mean, **look)
-    _named_below(g.figure, list(shown.values()), list(shown))
+    legend_below(g.figure, list(shown.values()), list(shown))
 
 
 def with_common_end(long: pd.DataFrame, x: str, hue: str) -> pd.DataFrame:
@@ -282,5 +274,5 @@ def selection_panels(
     axes[0].set_yticks(range(n), covered.index)
     axes[len(shares) // 2].set_xlabel("share of the test canvases")
     axes[-1].set_xlabel("share of the digits")
-    _named_below(fig, *axes[0].get_legend_handles_labels())
+    legend_below(fig, *axes[0].get_legend_handles_labels())
     return captioned(fig, title, *caption)

@@ -17,6 +17,7 @@ import pandas as pd
 from ..base.core import out_root, read_json, results_dirs, scale_dir, travelling_root
 from ..digits.tables import SETTING, TASK_NAMES
 from .change import Change, mean_of
+from ..runs.captions import two_digits
 from ..runs.quick_scale import FIXED, quick_scale, setting
 from ..runs.registry import experiments, families, part
 from ..runs.run import experiment_runs, reduction_text
@@ -130,7 +131,7 @@ def _in_training(parts, score):  # "0.97 → 0.17"; empty if it is not known
     column = f"train_{score}"
     if not all(column in p and p[column].notna().all() for p in parts):
         return ""
-    return " → ".join(f"{p[column].mean():.2f}" for p in parts)
+    return " → ".join(two_digits(p[column].mean()) for p in parts)
 
 
 def important(family) -> list[str]:

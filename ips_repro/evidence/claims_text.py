@@ -8,7 +8,7 @@ __all__ = ['ABOUT', 'claims_table', 'claims_summary', 'sentence', 'in_common', '
 # %% ../../nbs/evidence/claims_text.ipynb #15016b59
 import re
 
-from ..digits.curve_seeds import seeds_note
+from ..digits.curve_seeds import seeds_text
 from ..digits.curves import curves_text
 from .change import MOST_SEEDS, SAME
 from .claims import Evidence, differs, failures, looked_up, our_evidence
@@ -142,9 +142,18 @@ def _borne_out(found):  # how many claims the published numbers agree with, and 
 
 def _tried(found):  # a sentence
     verdicts = [ours.verdict(c) for c, _, ours in found if ours]
+    if not verdicts:
+        return "None was tried here yet."
     failed = sum(bool(failures(c)) for c, _, ours in found if not ours)
     more = f"; the runs of {failed} more failed" * bool(failed)
-    return f"Tried here: {len(verdicts)} ({_count(verdicts)}){more}." if verdicts else "None was tried here yet."
+    clear = [ours for c, _, ours in found if ours and ours.verdict(c).partition(",")[0] in ("yes", "no")]
+    little = sum(map(_little_learnt, clear))
+    more += f"; in {little} of the clear ones a side learnt less than half of its training images" * bool(little)
+    return f"Tried here: {len(verdicts)} ({_count(verdicts)}){more}."
+
+
+def _little_learnt(evidence):  # "0.90 → 0.17"
+    return any(float(accuracy) < 0.5 for accuracy in evidence.trained.split(" → ") if accuracy)
 
 # %% ../../nbs/evidence/claims_text.ipynb #bd4501d3
 def _holds(verdict):
@@ -239,17 +248,18 @@ def claims_text() -> str:  # markdown
 
 ABOUT = (
     "Mean ± standard deviation over the seeds. A difference counts if it exceeds its margin: half a 95 % "
-    "interval, from the seeds or from the test images, whichever is wider. There is no difference if, even "
-    f"with the margin added, it stays below {SAME:g}. The number of seeds that would tell assumes the same "
-    "difference and deviation. *In training* are the accuracies on the training images in the last epoch, with "
-    "patches hidden where masking is on: where they are low, the networks had not learnt their task, and the "
-    "test does not show how well they generalise. What is ours can be checked with `results/` alone: below, "
-    "each verdict names its runs, whose scores are in their `summary.json`."
+    "interval, from the seeds or from the test images, whichever is wider; that of one seed knows nothing of others. "
+    f"There is no difference if, even with the margin added, it stays below {SAME:g}. A claim may need networks that "
+    "have learnt their task (`needs` in `claims.csv`); below that, too little was learnt to tell. The number of seeds "
+    "that would tell assumes the same difference and deviation. *In training* are the accuracies on the training "
+    "images in the last epoch, with patches hidden where masking is on: where they are low, the networks had not "
+    "learnt their task, and the test does not show how well they generalise. What is ours can be checked with "
+    "`results/` alone: below, each verdict names its runs, whose scores are in their `summary.json`."
 )
 
 
 def _curves(testbed):  # names of experiments
-    return "\n\n".join(["## Learning curves", curves_text(testbed), *filter(None, [seeds_note(testbed)])])
+    return "\n\n".join(["## Learning curves", curves_text(testbed), *filter(None, [seeds_text(testbed)])])
 
 
 def comparison(names: list = ()) -> tuple[str, int]:  # markdown, how many values are outside their band

@@ -64,8 +64,7 @@ def _trained():  # how many runs there are at which scale, finished, begun and s
     planned = make_plan(EXPERIMENTS, "quick")
     done = sum(action(line)[0] == "reuse" for line in planned)
     if done < len(planned):
-        there = f"{done} {'is' if done == 1 else 'are'} there, copies included"
-        text += f" Of the {len(planned)} planned `quick` runs on digits, {there}."
+        text += f" Planned `quick` runs on digits: {done} of {len(planned)}, with copies."
     if n := len(old) + len(old_quick):
         text += f" Superseded: {_runs(n)}, trained before training was exactly the published one."
         text += " They are shown in no figure and counted for no claim, and are being made anew;"

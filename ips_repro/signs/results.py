@@ -19,8 +19,8 @@ from matplotlib.patches import Rectangle
 
 from ..base.core import read_csv, read_json
 from ..base.images import read_sheet, write_sheet
-from ..runs.captions import BARS, captioned, course, scale_note, span
-from ..runs.pictures import readable_ticks
+from ..runs.captions import captioned, course, scale_note, span
+from ..runs.pictures import legend_below, readable_ticks
 from ..runs.run import Run, reduction_text
 from ..runs.status import read_manifest
 from ..runs.tables import figures_by_data, published_runs
@@ -94,7 +94,7 @@ PANELS = {
         "o2i",
         "share of the training pictures",
         "How many pictures do small signs take?",
-        "{} of the pictures",
+        "a share of {}",
     ),
     "Patch_Size": Panel(
         "patch",
@@ -165,7 +165,7 @@ def _sentence(panel, rows, theirs):  # about the line with the most points
 
 def _notes(panel, rows):
     several = rows.groupby([panel.x, panel.hue]).seed.nunique().max() > 1
-    return [BARS * bool(several), scale_note(rows), "Dotted: always the most frequent class."]
+    return [scale_note(rows), "Small: a run." * bool(several), "Dotted: always the most frequent class."]
 
 # %% ../../nbs/signs/results.ipynb #6a8f2c0d
 def _label_axis(ax, panel, rows, theirs):  # a line at every value, a label where there is room for one
@@ -180,33 +180,37 @@ def _label_axis(ax, panel, rows, theirs):  # a line at every value, a label wher
     ax.set_xticks(ticks, [f"{t:g}" if t in readable else "" for t in ticks])
 
 
+_APART = 0.04  # of the axis, between two colours
+
+
+def _draw_score(ax, rows, panel, score):  # the mean over seeds large and joined, each seed small
+    names = list(dict.fromkeys(rows[panel.hue]))
+    numbers = pd.api.types.is_numeric_dtype(rows[panel.x])
+    places = {v: v if numbers else i for i, v in enumerate(dict.fromkeys(rows[panel.x]))}
+    step = _APART * (max(places.values()) - min(places.values()))
+    for i, (name, marker, colour) in enumerate(zip(names, "osD^vP", sns.color_palette("colorblind"))):
+        of_name = rows[rows[panel.hue] == name].dropna(subset=score)
+        at = of_name[panel.x].map(places) + (i - (len(names) - 1) / 2) * step
+        means = of_name[score].groupby(at).mean()
+        ax.plot(means.index, means, marker=marker, markersize=8, color=colour, label=name)
+        ax.plot(at, of_name[score], marker, markersize=4, color=colour, markerfacecolor="none")
+    if not numbers:
+        ax.set_xticks(range(len(places)), list(places))
+
+
 def sign_panels(experiment: str, runs: pd.DataFrame):  # matplotlib figure
     "A panel for each of SCORES: ours by colour, the published runs as grey crosses."
     panel, theirs, rows = PANELS[experiment.rpartition("/")[2]], _published(experiment), _named(runs)
-    markers = list("osD^vP")[: rows[panel.hue].nunique()]
     with sns.axes_style("whitegrid"):
         fig, axes = plt.subplots(1, 3, figsize=(10.5, 3.4), layout="constrained")
     for ax, (score, label) in zip(axes, SCORES.items()):
-        sns.lineplot(
-            rows,
-            x=panel.x,
-            y=score,
-            hue=panel.hue,
-            style=panel.hue,
-            markers=markers,
-            dashes=False,
-            errorbar="sd",
-            err_style="bars",
-            ax=ax,
-            legend=score == "accuracy",
-            palette="viridis",
-        )
-        ax.set(xlabel=panel.xlabel, ylabel=label, ylim=(0, 1.03))
+        _draw_score(ax, rows, panel, score)
+        ax.set(xlabel=panel.xlabel, ylabel=label, ylim=(-0.03, 1.03))
         _label_axis(ax, panel, rows, theirs)
     if len(theirs) and panel.x in theirs:
         axes[0].plot(theirs[panel.x], theirs.accuracy, "x", color="0.55", label="published, photographs")
     axes[0].axhline(runs.most_frequent.max(), color="0.5", linestyle=":")
-    axes[0].legend(fontsize=9)
+    legend_below(fig, *axes[0].get_legend_handles_labels())
     return captioned(fig, panel.title, _sentence(panel, rows, theirs), *_notes(panel, rows))
 
 # %% ../../nbs/signs/results.ipynb #a606b2bb
