@@ -233,7 +233,8 @@ def plateau_note() -> str:
 ABOUT = (
     "The epoch at which accuracy on the training canvases (*majority*) first reaches 0.2, 0.5 and 0.8, in every run "
     "at `paper` scale that has begun: ours, the published run of the same setting, and the range of that run and its "
-    "neighbours (one step away in O2I or in the number of canvases)."
+    "neighbours (one step away in O2I or in the number of canvases). *Times* is our epoch over the published one (of "
+    "several, their median), and a verdict says by how many epochs ours lies outside the range."
 )
 
 # %% ../../nbs/digits/curves.ipynb #ea0b0ac5
@@ -257,8 +258,17 @@ _WORDS = {
 def setting_words(run) -> str:  # "O2I 0.034 %, 1000 canvases, P = 0.2, K = 20"
     "What a run varies: size and number, and whatever else is not as in most published runs of this size."
     usual = DEFAULTS | {"canvas": 3000, "patch_size": 50, "M": 100, "n_noise": PUBLISHED_NOISE.get(run["o2i"])}
-    also = [words.format(run[k]) for k, words in _WORDS.items() if run[k] != usual[k]]
-    return ", ".join([f"O2I {run['o2i']:g} %, {run['n_train']:g} canvases", *also])
+    also = [words.format(run[k]) for k, words in _WORDS.items() if run[k] != usual[k] and not pd.isna(run[k])]
+    return ", ".join([f"O2I {run['o2i']:g} %, {int(run['n_train'])} canvases", *also])
+
+
+def _times(r):  # our epoch over the published one, "more than 2.46" where ours is later already, else ""
+    published = np.median([e or math.inf for e in r.published]) if r.published else math.inf
+    if published == math.inf:
+        return ""
+    if r.ours is None or np.isnan(r.ours):
+        return f"more than {r.done / published:.2f}" if r.done > published else ""
+    return f"{r.ours / published:.2f}"
 
 
 def _by(r):  # the verdict, and by how many epochs
@@ -272,7 +282,8 @@ def _line(experiment, r):  # of the table in markdown
     ours = "not yet" if r.ours is None or np.isnan(r.ours) else _epoch(r.ours)
     run = f"{setting_words(r)}, seed {r.seed}, {r.precision}"
     done = f"{r.done} of {r.n_epochs} ({r.state})"
-    cells = [experiment, run, done, f"{r.mark:g}", ours, ", ".join(map(_epoch, r.published)), _range(r), _by(r)]
+    theirs = ", ".join(map(_epoch, r.published))
+    cells = [experiment, run, done, f"{r.mark:g}", ours, theirs, _times(r), _range(r), _by(r)]
     return f"| {' | '.join(cells)} |"
 
 
@@ -282,6 +293,6 @@ def curves_text(experiments: list) -> str:  # markdown
     rows = [_line(e, r) for e, r in runs]
     if not rows:
         return f"{ABOUT} No run at paper scale has begun. {plateau_note()}"
-    names = ["experiment", "run", "epochs done", "accuracy", "ours", "published", "range", "verdict"]
+    names = ["experiment", "run", "epochs done", "accuracy", "ours", "published", "times", "range", "verdict"]
     about = f"{ABOUT} {plateau_note()}" if any(r.n_train in _PLATEAUS for _, r in runs) else ABOUT
     return "\n".join([about, "", f"| {' | '.join(names)} |", "|---" * len(names) + "|", *rows])

@@ -14,7 +14,7 @@ from .attention_maps import digits_of, draw_map, draw_patches, kept_patches
 from .curves import recorded_curve
 from .shown import shown_canvas
 from .tables import CHANCE, TASK_NAMES, read_runs
-from ..runs.captions import captioned
+from ..runs.captions import captioned, two_digits
 from ..runs.tables import shown_scales
 
 # %% ../../nbs/digits/first_look.ipynb #e561ef3a
@@ -57,7 +57,7 @@ def _sentence(run):
     task = TASK_NAMES[0]
     tested = recorded_curve(run.folder)["test"][task].dropna()
     ends = dict.fromkeys(tested.index[[0, -1]])
-    course = ", ".join(f"{tested[epoch]:.2f} after epoch {epoch}" for epoch in ends)
+    course = ", ".join(f"{two_digits(tested[epoch])} after epoch {epoch}" for epoch in ends)
     return f"{task.capitalize()} accuracy on test canvases: {course}."
 
 

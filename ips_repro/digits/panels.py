@@ -18,7 +18,7 @@ from .figures import Figure
 from .sizes import PUBLISHED_O2I
 from .tables import TASK_NAMES
 from ..runs.captions import captioned
-from ..runs.pictures import legend_below, readable_ticks
+from ..runs.pictures import legend_below, readable_ticks, side_by_side, with_places
 from ..runs.quick_scale import quick_scale
 
 # %% ../../nbs/digits/panels.ipynb #d21ed431
@@ -71,28 +71,9 @@ def long_table(
     return long.dropna(subset=["accuracy"]).reset_index(drop=True)
 
 # %% ../../nbs/digits/panels.ipynb #fa634dc9
-def _with_places(table, x):
-    "The table with the names in column `x` replaced by their places on the axis, and these names; [] for numbers."
-    if pd.api.types.is_numeric_dtype(table[x]):
-        return table, []
-    names = list(dict.fromkeys(table[x]))
-    return table.assign(**{x: table[x].map(names.index)}), names
-
-
 def _line_panels(table, **how):  # seaborn's grid
     with sns.axes_style("whitegrid"):
         return sns.relplot(table, style="source", kind="line", errorbar="sd", err_style="bars", markersize=8, **how)
-
-
-def _side_by_side(table, x, hue, log_x):
-    "The table with every colour a little beside the one before, so that equal values can be told apart."
-    order = list(dict.fromkeys(table[hue]))
-    step = table[hue].map(order.index) - (len(order) - 1) / 2
-    if log_x:
-        reach = np.log2(table[x].max() / table[x].min())
-        return table.assign(**{x: table[x] * 2 ** (_APART * reach * step)})
-    reach = table[x].max() - table[x].min()
-    return table.assign(**{x: table[x] + _APART * reach * step})
 
 
 _APART = 0.008  # of the axis, between two colours
@@ -151,7 +132,7 @@ _OTHERS = ("#d55e00", "#0072b2", "#e69f00", "#cc79a7", "#56b4e9", "#8b5a2b", "0.
 
 def _colours(hues):  # a ratio has the same colour in every figure, and nothing else has the colours of ratios
     if set(hues) <= set(_RATIOS):
-        return dict(zip(_RATIOS, map(plt.cm.viridis, (0.0, 0.3, 0.62, 0.87))))  # from dark to light, as far as is seen
+        return dict(zip(_RATIOS, map(plt.cm.viridis, np.linspace(0, 0.87, len(_RATIOS)))))  # the palest is hard to see
     return dict(zip(hues, _OTHERS if len(hues) <= len(_OTHERS) else sns.color_palette("flare", len(hues))))
 
 
@@ -218,7 +199,7 @@ def accuracy_panels(
     """One panel per task: test accuracy against `x`, one colour per `hue`, published dashed and ours solid.
 
     A bar is ± one standard deviation over the rows, where there are several."""
-    long, names = _with_places(with_common_end(long, f.x, f.hue), f.x)
+    long, names = with_places(with_common_end(long, f.x, f.hue), f.x)
     log_x, places, beside = f.log_x and not names, sorted(long[f.x].unique()), long.source.map(is_bound)
     beside = beside & ~beside.all()  # where there is nothing else, a bound is a line like others
     bounds, long = long[beside], long[~beside]
@@ -227,7 +208,7 @@ def accuracy_panels(
     looks = {"markers": _markers(sources), "dashes": {s: _dashes(s) for s in sources}}
     looks |= {"palette": _colours(hues), "hue_order": hues, "height": 2.7, "aspect": 0.93}
     looks |= {"linewidth": 0, "err_kws": {"linewidth": 1.5}} if names else {}  # no line leads from a name to another
-    points, columns = _side_by_side(long, f.x, f.hue, log_x), {"col": "task", "col_order": TASK_NAMES}
+    points, columns = side_by_side(long, f.x, f.hue, _APART, log_x), {"col": "task", "col_order": TASK_NAMES}
     g = _line_panels(points, x=f.x, y="accuracy", hue=f.hue, style_order=sources, **columns, **looks)
     for ax in g.axes.flat:
         _label_axis(ax, places, names, log_x)

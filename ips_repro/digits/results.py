@@ -9,8 +9,8 @@ __all__ = ['KEYS', 'draw_accuracy', 'settings_note', 'score_table', 'draw_select
 # every family has `row`, `published` and `draw` in its module `results`
 import pandas as pd
 
-from ..base.core import results_dirs
 from .curve_figures import draw_curves
+from .experiments import EXPERIMENTS
 from .figures import FIGURES, named_columns
 from ips_repro.digits.panels import (
     OUTCOMES,
@@ -25,8 +25,8 @@ from .sentences import accuracy_sentence, precision_note, quick_note
 from .settings import DEFAULTS
 from .tables import CHANCE, COMPARED, SETTING, TASK_NAMES, published, published_points, read_runs, row  # noqa: F401
 from ..runs.captions import BARS, MOST_WORDS, count_words, scale_note
-from ..runs.status import state
-from ..runs.tables import shown_scales
+from ..runs.run import experiment_runs
+from ..runs.tables import failed_folders, shown_scales
 
 # %% ../../nbs/digits/results.ipynb #b2d6c402
 KEYS = (
@@ -124,10 +124,9 @@ def _by_attention(ours):  # without bounds, which are not below the paper's scal
     return ours[ours.selector == "ips"] if len(ours) else ours
 
 
-def _failed_note(experiment, scales):  # of the caption: that something is missing because it cannot be trained
-    places = [place / experiment for scale in scales for place in results_dirs(scale)]
-    folders = {path.parent for place in places for path in place.glob("results_*/seed_*/status.json")}
-    failed = sum(state(folder) == "failed" for folder in folders)
+def _failed_note(experiment, scales):  # of the caption: that runs are missing that were tried
+    planned = {scale: experiment_runs(EXPERIMENTS[experiment], {}, scale) for scale in scales}
+    failed = sum(len(failed_folders(runs, scale)) for scale, runs in planned.items())
     return [f"Not drawn: {failed} failed run{'s' * (failed != 1)}."] if failed else []
 
 

@@ -14,15 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..base.core import out_root, read_json, results_dirs, scale_dir, travelling_root
+from ..base.core import out_root, read_json, travelling_root
 from ..digits.tables import SETTING, TASK_NAMES
 from .change import Change, mean_of
-from ..runs.captions import two_digits
 from ..runs.quick_scale import FIXED, quick_scale, setting
 from ..runs.registry import experiments, families, part
 from ..runs.run import experiment_runs, reduction_text
-from ..runs.status import state
-from ..runs.tables import finished_runs
+from ..runs.tables import failed_folders, finished_runs
 
 # %% ../../nbs/evidence/claims.ipynb #c2728883
 def claims() -> pd.DataFrame:  # one row per claim
@@ -106,7 +104,7 @@ class Evidence(NamedTuple):
     folders: tuple = ((), ())  # of our runs on both sides, as below the folder that has `results/`
     # what else has not one value in these runs, so that a difference may come from it: "w_semantic 0/1"
     along: str = ""
-    trained: str = ""  # the mean scores in training, where they are known: "0.97 → 0.17"
+    trained: tuple = ()  # the mean scores in training on both sides, where they are known
 
     def verdict(self, claim) -> str:
         return self.change.verdict(claim.expect, claim.chance, claim.needs)
@@ -127,11 +125,10 @@ def _below(folder):  # "results/quick/Noise_Size/results_…/seed_0", of a run h
     return next(folder.relative_to(r).as_posix() for r in roots if folder.is_relative_to(r))
 
 
-def _in_training(parts, score):  # "0.97 → 0.17"; empty if it is not known
+def _in_training(parts, score):  # means of both sides; () if they are not known
     column = f"train_{score}"
-    if not all(column in p and p[column].notna().all() for p in parts):
-        return ""
-    return " → ".join(two_digits(p[column].mean()) for p in parts)
+    known = all(column in p and p[column].notna().all() for p in parts)
+    return tuple(p[column].mean() for p in parts) if known else ()
 
 
 def important(family) -> list[str]:
@@ -201,17 +198,11 @@ def failures(claim) -> list[str]:  # a row of `claims`
     start, end, at = map(setting, (claim.quick_from, claim.quick_to, claim.quick_at))
     table = pd.DataFrame(planned)
     wanted = [planned[i] for side in (start, end) for i in rows_in(table, at | side).index]
-    below = [run.folder.relative_to(scale_dir("results", "quick")) for run in wanted]
-    found = [[place / folder for place in results_dirs("quick")] for folder in below]
-    errors = [_first_error(folders) for folders in found if not any(state(f) == "ok" for f in folders)]
-    return [error for error in errors if error]
+    return [_error(folder) for folder in failed_folders(wanted, "quick")]
 
 
-def _first_error(folders):  # of the same run at several places; "" if none failed
-    failed = [f for f in folders if state(f) == "failed"]
-    if not failed:
-        return ""
-    name, _, why = read_json(failed[0] / "status.json")["error"].partition(": ")
+def _error(folder):  # "epoch 1, step 8 of 125: the loss is not finite"
+    name, _, why = read_json(folder / "status.json")["error"].partition(": ")
     return " ".join((why or name).partition(";")[0].replace("|", "/").split())
 
 

@@ -8,12 +8,13 @@ __all__ = ['ABOUT', 'claims_table', 'claims_summary', 'sentence', 'in_common', '
 # %% ../../nbs/evidence/claims_text.ipynb #15016b59
 import re
 
-from ..digits.curve_seeds import seeds_text
+from ..digits.curve_spread import spread_text
 from ..digits.curves import curves_text
 from .change import MOST_SEEDS, SAME
 from .claims import Evidence, differs, failures, looked_up, our_evidence
 from .compare import bands, compare_all
 from .steps import CONTROLLED, steps_text
+from ..runs.captions import two_digits
 from ..runs.registry import experiments
 
 # %% ../../nbs/evidence/claims_text.ipynb #96be01a3
@@ -60,10 +61,18 @@ _HOLDS = {
 }
 
 # %% ../../nbs/evidence/claims_text.ipynb #e74f5a7e
+def _arrow(means):  # "0.97 → 0.17"
+    return " → ".join(map(two_digits, means))
+
+
+def _kind(verdict):  # without "one seed"
+    return verdict.partition(",")[0]
+
+
 def _count(verdicts):  # "yes 5 (3 with one seed), no 1"
     parts = []
     for kind in _HOLDS:
-        of_kind = [v for v in verdicts if v.partition(", ")[0] == kind]
+        of_kind = [v for v in verdicts if _kind(v) == kind]
         one_seed = sum(v != kind for v in of_kind)
         if of_kind:
             parts.append(f"{kind} {len(of_kind)}" + f" ({one_seed} with one seed)" * bool(one_seed))
@@ -76,7 +85,7 @@ def _varied(evidence):  # "w_diversity 0 → 3 (and w_semantic 0/1)"
 
 def _cell(evidence, claim):  # of the table
     about = f"{_worded(_varied(evidence))}; {_seeds(evidence)}"
-    about += f"; in training {evidence.trained}" * bool(evidence.trained)
+    about += f"; in training {_arrow(evidence.trained)}" * bool(evidence.trained)
     about += f"; {_would_take(evidence.change)}" * (evidence.verdict(claim) == "unclear")
     return f"**{evidence.verdict(claim)}**: {_numbers(evidence)}<br>{about}"
 
@@ -146,18 +155,14 @@ def _tried(found):  # a sentence
         return "None was tried here yet."
     failed = sum(bool(failures(c)) for c, _, ours in found if not ours)
     more = f"; the runs of {failed} more failed" * bool(failed)
-    clear = [ours for c, _, ours in found if ours and ours.verdict(c).partition(",")[0] in ("yes", "no")]
-    little = sum(map(_little_learnt, clear))
-    more += f"; in {little} of the clear ones a side learnt less than half of its training images" * bool(little)
+    clear = [ours for c, _, ours in found if ours and _kind(ours.verdict(c)) in ("yes", "no")]
+    little = sum(min(ours.trained, default=1) < 0.5 for ours in clear)
+    more += f"; in {little} of the clear ones a side scored below 0.5 in training" * bool(little)
     return f"Tried here: {len(verdicts)} ({_count(verdicts)}){more}."
-
-
-def _little_learnt(evidence):  # "0.90 → 0.17"
-    return any(float(accuracy) < 0.5 for accuracy in evidence.trained.split(" → ") if accuracy)
 
 # %% ../../nbs/evidence/claims_text.ipynb #bd4501d3
 def _holds(verdict):
-    return _HOLDS[verdict.partition(",")[0]] + " in one seed" * verdict.endswith("one seed")
+    return _HOLDS[_kind(verdict)] + " in one seed" * verdict.endswith("one seed")
 
 
 def _would_take(change):  # what an unclear difference would take to be clear
@@ -175,7 +180,7 @@ def _outcome(evidence, claim):
     fixed = f"{evidence.fixed}; " if evidence.fixed else ""
     margin = f"{evidence.change.margin:.3f}" if evidence.change.margin <= 1 else "over 1"
     about = f"{_varied(evidence)}; {fixed}{_seeds(evidence)}; margin {margin}"
-    about += f"; in training {evidence.trained}" * bool(evidence.trained)
+    about += f"; in training {_arrow(evidence.trained)}" * bool(evidence.trained)
     verdict = evidence.verdict(claim)
     more = f"; {_would_take(evidence.change)}" if verdict == "unclear" else ""
     return f"{_numbers(evidence)} ({about}), {_holds(verdict)}{more}."
@@ -248,7 +253,8 @@ def claims_text() -> str:  # markdown
 
 ABOUT = (
     "Mean ± standard deviation over the seeds. A difference counts if it exceeds its margin: half a 95 % "
-    "interval, from the seeds or from the test images, whichever is wider; that of one seed knows nothing of others. "
+    "interval, from the seeds or from the test images, whichever is wider; with one seed it does not "
+    "include how much seeds differ. "
     f"There is no difference if, even with the margin added, it stays below {SAME:g}. A claim may need networks that "
     "have learnt their task (`needs` in `claims.csv`); below that, too little was learnt to tell. The number of seeds "
     "that would tell assumes the same difference and deviation. *In training* are the accuracies on the training "
@@ -259,7 +265,7 @@ ABOUT = (
 
 
 def _curves(testbed):  # names of experiments
-    return "\n\n".join(["## Learning curves", curves_text(testbed), *filter(None, [seeds_text(testbed)])])
+    return "\n\n".join(["## Learning curves", curves_text(testbed), spread_text()])
 
 
 def comparison(names: list = ()) -> tuple[str, int]:  # markdown, how many values are outside their band

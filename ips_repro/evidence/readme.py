@@ -64,7 +64,7 @@ def _trained():  # how many runs there are at which scale, finished, begun and s
     planned = make_plan(EXPERIMENTS, "quick")
     done = sum(action(line)[0] == "reuse" for line in planned)
     if done < len(planned):
-        text += f" Planned `quick` runs on digits: {done} of {len(planned)}, with copies."
+        text += f" {done} of {len(planned)} planned `quick` runs on digits are there, copies included."
     if n := len(old) + len(old_quick):
         text += f" Superseded: {_runs(n)}, trained before training was exactly the published one."
         text += " They are shown in no figure and counted for no claim, and are being made anew;"

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from ..base.core import read_csv, read_json
 from ..base.images import read_sheet
 from .settings import EXPERIMENTS, OWN_IMAGES
-from ..runs.captions import captioned
+from ..runs.captions import captioned, two_digits
 from ..runs.confusions import confusion, draw_confusion
 from ..runs.run import Run, experiment_runs
 from ..runs.status import read_manifest
@@ -66,9 +66,9 @@ def learning_curves(runs: pd.DataFrame):  # matplotlib figure; rows of `run_tabl
     axes[0].set(xlabel="epoch", ylabel="loss", ylim=(0, None))
     axes[1].set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1.03))
     axes[1].legend(fontsize=8, loc="lower right")
-    scores = sorted({f"{a:.2f}" for a in runs.accuracy})
+    scores = sorted({two_digits(a) for a in runs.accuracy})
     shows = f"Accuracy on {runs.n.iloc[0]} test images is {' to '.join(dict.fromkeys([scores[0], scores[-1]]))}, "
-    shows += f"always answering the most frequent class {runs.most_frequent.max():.2f} (dotted)."
+    shows += f"always answering the most frequent class {two_digits(runs.most_frequent.max())} (dotted)."
     notes = f"{runs.scale.iloc[0].capitalize()} scale, {runs.pictures.iloc[0]} images to train on (dashed)."
     return captioned(fig, "How it learnt", shows, notes)
 

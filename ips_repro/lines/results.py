@@ -25,7 +25,7 @@ from .data import fit_picture
 from .settings import EXPERIMENTS, LINE_GUIDED, STRATEGIES, UNUSED
 from .tradeoff import COLOURS, NAMES, cost_figures, read_costs
 from .training import data_root
-from ..runs.captions import captioned, scale_note
+from ..runs.captions import captioned, scale_note, two_digits
 from ..runs.confusions import confusion, draw_confusion
 from ..runs.run import Run
 from ..runs.status import read_manifest
@@ -33,11 +33,12 @@ from ..runs.tables import plain_runs, shown_scales
 
 # %% ../../nbs/lines/results.ipynb #823a52af
 def row(run: Run, folder: str | Path) -> dict:  # of a finished run
-    "top1, top5, n (validation pictures), ink_kept, epochs, drawn_by."
+    "top1, train_top1, top5, n (validation pictures), ink_kept, epochs, drawn_by."
     manifest, summary = read_manifest(folder), read_json(Path(folder) / "summary.json")
     line = summary["line"]
     return {
         "top1": line["top1"]["accuracy"],
+        "train_top1": summary["final"]["train"]["class"]["accuracy"],
         "top5": line["top5"]["accuracy"],
         "n": line["top1"]["n"],
         "ink_kept": line["ink_kept"],
@@ -119,7 +120,8 @@ def learning_curves(runs: list[Run]):  # matplotlib figure
     handles = [plt.Line2D([], [], color=COLOURS[s]) for s in present]
     fig.legend(handles, [NAMES[s] for s in present], loc="outside right center", fontsize=9)
     ends = [line.get_ydata()[-1] for ax in axes.flat for line in ax.lines]
-    shows = f"After the last epoch, top-1 accuracy is {min(ends):.2f} to {max(ends):.2f} over {len(ends)} runs."
+    least, most = two_digits(min(ends)), two_digits(max(ends))
+    shows = f"After the last epoch, top-1 accuracy is {least} to {most} over {len(ends)} runs."
     return captioned(fig, "How they learnt", shows, f"{runs[0]['scale'].capitalize()} scale.")
 
 # %% ../../nbs/lines/results.ipynb #6f478ca2

@@ -15,7 +15,7 @@ import seaborn as sns
 
 from ..base.core import read_json
 from .settings import LINE_GUIDED
-from ..runs.captions import BARS, captioned, scale_note
+from ..runs.captions import BARS, captioned, scale_note, two_digits
 from ..runs.run import reduction_text
 from ..runs.status import read_manifest
 from ..runs.tables import last_finished
@@ -81,13 +81,13 @@ def _against(ax, runs, x, xlabel, legend):
 def _sentence(runs):  # all patches, and the best of what keeps fewer
     fewer = runs[runs.strategy != "none"].groupby(["strategy", "keep"]).top1.mean()
     whole = runs.top1[runs.strategy == "none"].mean()
-    text = "" if math.isnan(whole) else f"Top-1 accuracy is {whole:.2f} with all patches"
+    text = "" if math.isnan(whole) else f"Top-1 accuracy is {two_digits(whole)} with all patches"
     if not len(fewer):
         return f"{text}."
     strategy, keep = fewer.idxmax()
     costs = runs.groupby("keep").mmacs.first()
     share = f", {costs[keep] / costs[1.0]:.0%} of the cost" if 1.0 in costs else ""
-    best = f"{fewer.max():.2f} with {keep:g} of them ({NAMES[strategy]}{share})"
+    best = f"{two_digits(fewer.max())} with {keep:g} of them ({NAMES[strategy]}{share})"
     return f"{text}, and at best {best}." if text else f"Top-1 accuracy is at best {best}."
 
 

@@ -75,12 +75,12 @@ BARS = "Bars: ± SD over seeds."
 
 
 def scale_note(runs: pd.DataFrame) -> str:  # with the columns `scale` and `reduced` of `run_table`
-    "In how many settings runs are below the paper's scale, in a few words; empty if they are not."
+    "In how many parameters runs are below the paper's scale, in a few words; empty if they are not."
     below = runs[runs.scale != "paper"] if len(runs) else runs
-    settings = {k for reduced in below.reduced for k in reduced} if len(below) else ()
+    parameters = {k for reduced in below.reduced for k in reduced} if len(below) else ()
     return (
-        f"{below.scale.iloc[0].capitalize()}: {len(settings)} parameters reduced, not comparable in level."
-        if settings
+        f"{below.scale.iloc[0].capitalize()}: {len(parameters)} parameters reduced, not comparable in level."
+        if parameters
         else ""
     )
 

@@ -8,6 +8,7 @@ __all__ = ['SCORES', 'SETTING', 'COMPARED', 'CHANCE', 'PANELS', 'row', 'publishe
 
 # %% ../../nbs/signs/results.ipynb #f05f6df9
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,8 @@ from matplotlib.patches import Rectangle
 
 from ..base.core import read_csv, read_json
 from ..base.images import read_sheet, write_sheet
-from ..runs.captions import captioned, course, scale_note, span
-from ..runs.pictures import legend_below, readable_ticks
+from ..runs.captions import captioned, course, listed, scale_note, span, two_digits
+from ..runs.pictures import legend_below, readable_ticks, side_by_side, with_places
 from ..runs.run import Run, reduction_text
 from ..runs.status import read_manifest
 from ..runs.tables import figures_by_data, published_runs
@@ -35,10 +36,14 @@ SCORES = {
 
 
 def row(run: Run, folder: str | Path) -> dict:  # of a finished run
-    "SCORES, most_frequent (accuracy of always giving that class), n (test pictures), pictures (to train on)."
-    manifest, signs = read_manifest(folder), read_json(Path(folder) / "summary.json")["signs"]
+    """SCORES, train_accuracy, n (test pictures), pictures (to train on).
+
+    most_frequent is the accuracy of always answering the most frequent class."""
+    manifest, summary = read_manifest(folder), read_json(Path(folder) / "summary.json")
+    signs = summary["signs"]
     return {
         "accuracy": signs["accuracy"]["accuracy"],
+        "train_accuracy": summary["final"]["train"]["sign"]["accuracy"],
         "most_frequent": signs["majority_class"]["accuracy"],
         "n": signs["accuracy"]["n"],
         "kept_on_sign": signs["kept_on_sign"],
@@ -62,6 +67,7 @@ def published_points(experiment: str) -> pd.DataFrame:  # with the names and val
     table = table[~(same & table.seed.isna())]  # some are listed once with their seed and once without
     return table.assign(
         accuracy=table.test_sign,
+        train_accuracy=table.train_sign,
         w_semantic=(table.w_diversity.fillna(0) > 0).astype(float),
         mask_k=table.mask_k.where(table.mask_p > 0, DEFAULTS["mask_k"]),
         data="sts",
@@ -145,35 +151,39 @@ def _published(experiment):  # with the setting that most of them start from: a 
 def sign_note(runs: pd.DataFrame) -> str:
     "What a caption has no room for: scale, pictures, majority class, and what differs from the published setting."
     data, reduced = Path(runs.data.iloc[0]).name, "; ".join(reduction_text(list(runs.reduced)))
+    most_frequent = two_digits(runs.most_frequent.max())
     return (
         f"{runs.scale.iloc[0]} scale on {data}, up to {runs.pictures.max()} pictures to train on and {runs.n.iloc[0]} "
-        f"to test, always the most frequent class {runs.most_frequent.max():.2f}. Differs from the paper in: {reduced}."
+        f"to test, always the most frequent class {most_frequent}. Differs from the paper in: {reduced}."
     )
 
 
-def _sentence(panel, rows, theirs):  # about the line with the most points
-    points = rows.groupby(panel.hue, sort=False)[panel.x].nunique()
-    means = rows[rows[panel.hue] == points.idxmax()].groupby(panel.x).accuracy.mean()
+def _means(panel, rows):  # by place; names on one line
+    means = rows.groupby(panel.x).accuracy.mean()
     means.index = [v.replace("\n", ", ") if isinstance(v, str) else v for v in means.index]
-    where = f"{points.idxmax()}; {rows.scale.iloc[0]} scale on {Path(rows.data.iloc[0]).name}"
-    text = f"Accuracy {course(means, panel.at)} ({where})"
+    return means
+
+
+def _sentence(panel, rows, theirs):  # about the line with the most points, or two that have as many
+    points = rows.groupby(panel.hue, sort=False)[panel.x].nunique()
+    lines = {name: _means(panel, rows[rows[panel.hue] == name]) for name in points.index[points == points.max()]}
+    (name, means), *others = lines.items()
+    data = f"{rows.scale.iloc[0]} scale on {Path(rows.data.iloc[0]).name}"
+    text = f"Accuracy {course(means, panel.at)} ({name}; {data})"
+    if len(others) == 1:
+        values, places = listed(means)
+        second = f"{listed(others[0][1])[0]} ({others[0][0]})"
+        text = f"Accuracy is {values} ({name}) and {second} with {panel.at.format(places)} ({data})"
     if len(theirs) and panel.x in theirs:
         values, places = span(theirs.groupby(panel.x).accuracy.mean())
         text += f"; published: {values}" + f" ({places})" * (places != span(means)[1])
     return f"{text}."
 
-
-def _notes(panel, rows):
-    several = rows.groupby([panel.x, panel.hue]).seed.nunique().max() > 1
-    return [scale_note(rows), "Small: a run." * bool(several), "Dotted: always the most frequent class."]
-
 # %% ../../nbs/signs/results.ipynb #6a8f2c0d
-def _label_axis(ax, panel, rows, theirs):  # a line at every value, a label where there is room for one
-    if panel.x == "encoder":  # names, which no line joins
-        ax.set(xlim=(-0.5, rows.encoder.nunique() - 0.5), xlabel=", ".join(rows.backbone.unique()))
-        for line in ax.get_lines():
-            if line.get_marker() != "None":  # else it is an error bar
-                line.set_linestyle("none")
+def _label_axis(ax, panel, rows, names, theirs):  # a line at every value, a label where there is room for one
+    if names:
+        ax.set(xlim=(-0.5, len(names) - 0.5), xlabel=", ".join(rows.backbone.unique()))
+        ax.set_xticks(range(len(names)), names)
         return
     ticks = sorted({*rows[panel.x], *(theirs[panel.x] if panel.x in theirs else ())})
     readable = readable_ticks(ticks)
@@ -181,37 +191,34 @@ def _label_axis(ax, panel, rows, theirs):  # a line at every value, a label wher
 
 
 _APART = 0.04  # of the axis, between two colours
+_MARKERS = "osD^vP"
+_DASH = {"markersize": 18, "markeredgewidth": 2}
 
 
-def _draw_score(ax, rows, panel, score):  # the mean over seeds large and joined, each seed small
-    names = list(dict.fromkeys(rows[panel.hue]))
-    numbers = pd.api.types.is_numeric_dtype(rows[panel.x])
-    places = {v: v if numbers else i for i, v in enumerate(dict.fromkeys(rows[panel.x]))}
-    step = _APART * (max(places.values()) - min(places.values()))
-    for i, (name, marker, colour) in enumerate(zip(names, "osD^vP", sns.color_palette("colorblind"))):
-        of_name = rows[rows[panel.hue] == name].dropna(subset=score)
-        at = of_name[panel.x].map(places) + (i - (len(names) - 1) / 2) * step
-        means = of_name[score].groupby(at).mean()
-        ax.plot(means.index, means, marker=marker, markersize=8, color=colour, label=name)
-        ax.plot(at, of_name[score], marker, markersize=4, color=colour, markerfacecolor="none")
-    if not numbers:
-        ax.set_xticks(range(len(places)), list(places))
+def _draw_score(ax, points, panel, score, joined):  # every run small, and the mean over seeds as a dash, joined or not
+    groups = points.dropna(subset=score).groupby(panel.hue, sort=False)
+    for (name, rows), marker, colour in zip(groups, cycle(_MARKERS), sns.color_palette("colorblind", groups.ngroups)):
+        means = rows.groupby(panel.x)[score].mean()
+        ax.plot(means.index, means, linestyle="-" if joined else "none", marker="_", color=colour, **_DASH)
+        ax.plot(rows[panel.x], rows[score], marker, color=colour, markersize=6, alpha=0.7, label=name)
 
 
 def sign_panels(experiment: str, runs: pd.DataFrame):  # matplotlib figure
     "A panel for each of SCORES: ours by colour, the published runs as grey crosses."
     panel, theirs, rows = PANELS[experiment.rpartition("/")[2]], _published(experiment), _named(runs)
+    placed, names = with_places(rows, panel.x)
+    points = side_by_side(placed, panel.x, panel.hue, _APART)
     with sns.axes_style("whitegrid"):
         fig, axes = plt.subplots(1, 3, figsize=(10.5, 3.4), layout="constrained")
     for ax, (score, label) in zip(axes, SCORES.items()):
-        _draw_score(ax, rows, panel, score)
+        _draw_score(ax, points, panel, score, joined=not names)
         ax.set(xlabel=panel.xlabel, ylabel=label, ylim=(-0.03, 1.03))
-        _label_axis(ax, panel, rows, theirs)
+        _label_axis(ax, panel, rows, names, theirs)
     if len(theirs) and panel.x in theirs:
         axes[0].plot(theirs[panel.x], theirs.accuracy, "x", color="0.55", label="published, photographs")
-    axes[0].axhline(runs.most_frequent.max(), color="0.5", linestyle=":")
+    axes[0].axhline(runs.most_frequent.max(), color="0.5", linestyle=":", label="always the most frequent class")
     legend_below(fig, *axes[0].get_legend_handles_labels())
-    return captioned(fig, panel.title, _sentence(panel, rows, theirs), *_notes(panel, rows))
+    return captioned(fig, panel.title, _sentence(panel, rows, theirs), scale_note(rows), "Dashes: means over seeds.")
 
 # %% ../../nbs/signs/results.ipynb #a606b2bb
 def _show_kept(ax, picture, shown, kept):  # `shown`: a record of `show_signs`; `kept`: the patches of this picture
