@@ -16,6 +16,7 @@ import seaborn as sns
 from ..base.core import read_json
 from .settings import LINE_GUIDED
 from ..runs.captions import BARS, captioned, scale_note, two_digits
+from ..runs.pictures import legend_below
 from ..runs.run import reduction_text
 from ..runs.status import read_manifest
 from ..runs.tables import last_finished
@@ -75,7 +76,7 @@ def _against(ax, runs, x, xlabel, legend):
     ax.set(xlabel=xlabel, ylabel="top-1 accuracy", ylim=(0, 1.02))
     ax.set_xlim(0, runs[x].max() * 1.06)
     if legend:
-        ax.figure.legend(loc="outside lower center", ncols=6, fontsize=9, frameon=False)
+        legend_below(ax.figure, *ax.get_legend_handles_labels())
 
 # %% ../../nbs/lines/tradeoff.ipynb #4947f133
 def _sentence(runs):  # all patches, and the best of what keeps fewer
