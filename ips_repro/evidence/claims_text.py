@@ -230,7 +230,7 @@ def in_common(found: list[tuple]) -> dict:  # (place, scale) -> as from `differs
             common[at] = [text for text in first if all(text in texts for texts in others)]
     return common
 
-
+# %% ../../nbs/evidence/claims_text.ipynb #bd994e34
 def discussion(experiment: str) -> str:  # markdown
     "What is claimed of an experiment, and what the published numbers and ours show: one paragraph per claim."
     paragraphs = [sentence(*found) for found in looked_up(experiment)]
