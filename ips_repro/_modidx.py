@@ -404,6 +404,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                       'ips_repro/book/links.py'),
                                       'ips_repro.book.links._in_docstrings': ('book/links.html#_in_docstrings', 'ips_repro/book/links.py'),
                                       'ips_repro.book.links._index': ('book/links.html#_index', 'ips_repro/book/links.py'),
+                                      'ips_repro.book.links._leads_somewhere': ( 'book/links.html#_leads_somewhere',
+                                                                                 'ips_repro/book/links.py'),
                                       'ips_repro.book.links._wrong': ('book/links.html#_wrong', 'ips_repro/book/links.py'),
                                       'ips_repro.book.links.broken_in_book': ('book/links.html#broken_in_book', 'ips_repro/book/links.py'),
                                       'ips_repro.book.links.broken_links': ('book/links.html#broken_links', 'ips_repro/book/links.py'),

@@ -65,17 +65,21 @@ def _index(root):
 
 
 def broken_links(root: Path) -> list[str]:  # "file: link"
-    "The links of a project's documents that lead to no file or folder of it, or to no heading of their own page."
+    "The links of a project's documents that lead to no file or folder of it, or to no heading of a page."
     broken = []
     for path in filter(Path.is_file, [*documents(root), _index(root)]):
-        text = prose(path)
-        for link in [*links_in(text), *_in_docstrings(path)]:
-            target, _, heading = link.partition("#")
-            if is_elsewhere(link) or (path.parent / unquote(target)).exists() and not (heading and not target):
-                continue
-            if target or heading not in {slug(h) for h in re.findall(r"^#+ (.*)$", text, re.M)}:
+        for link in [*links_in(prose(path)), *_in_docstrings(path)]:
+            if not is_elsewhere(link) and not _leads_somewhere(path, link):
                 broken.append(f"{path.relative_to(root)}: {link}")
     return broken
+
+
+def _leads_somewhere(path, link):  # from a page to a file, a folder, or a heading of a page
+    target, _, heading = link.partition("#")
+    there = path.parent / unquote(target) if target else path
+    if not there.exists() or not heading:
+        return there.exists()
+    return heading in {slug(h) for h in re.findall(r"^#+ (.*)$", prose(there), re.M)}
 
 
 def slug(heading: str) -> str:
