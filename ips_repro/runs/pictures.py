@@ -60,7 +60,7 @@ def legend_below(fig, handles: list, names: list[str], title: str | None = None)
     "Add a legend below everything that a figure has, in rows as wide as the figure. A later one goes below it."
     fig.draw_without_rendering()
     below = fig.get_tightbbox().y0 / fig.get_figheight()
-    columns = max(1, int(fig.get_figwidth() / (0.6 + 0.1 * max(map(len, names)))))
+    columns = max(1, int((fig.get_figwidth() - 2) / (0.6 + 0.1 * max(map(len, names)))))
     how = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "frameon": False, "title": title}
     fig.legend(handles, names, ncols=min(columns, len(names)), **how)
 
