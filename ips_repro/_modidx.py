@@ -753,6 +753,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                         'ips_repro/digits/predict.py'),
                                           'ips_repro.digits.predict._majority': ( 'digits/predict.html#_majority',
                                                                                   'ips_repro/digits/predict.py'),
+                                          'ips_repro.digits.predict._selects': ( 'digits/predict.html#_selects',
+                                                                                 'ips_repro/digits/predict.py'),
                                           'ips_repro.digits.predict.example_run': ( 'digits/predict.html#example_run',
                                                                                     'ips_repro/digits/predict.py')},
             'ips_repro.digits.results': { 'ips_repro.digits.results._by_attention': ( 'digits/results.html#_by_attention',

@@ -95,7 +95,7 @@ def example_run(device: str = "cpu", train: bool = True) -> Path:
     """The folder of a run on digits with weights: the one that answers best, or a small one that is trained.
 
     Raises `NothingToShow` if there is none and none may be trained."""
-    found = [folder for folder in finished_folders("O2I_datasize", "quick") if has_weights(folder)]
+    found = [folder for folder in finished_folders("O2I_datasize", "quick") if has_weights(folder) and _selects(folder)]
     if found:
         return max(found, key=_majority)
     small = Run(EXPERIMENTS["O2I_datasize"], resolve(_SMALL, "smoke")[0])
@@ -103,6 +103,10 @@ def example_run(device: str = "cpu", train: bool = True) -> Path:
         raise NothingToShow("No run with weights is here; `train=True` trains a small network.")
     train_all([small], device)
     return small.folder
+
+
+def _selects(folder):  # not so an oracle, or a run with random patches
+    return read_json(folder / "manifest.json")["parameters"].get("selector", "ips") == "ips"
 
 
 def _majority(folder):
