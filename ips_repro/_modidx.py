@@ -373,6 +373,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                         'ips_repro.book.command.cmd_book': ('book/command.html#cmd_book', 'ips_repro/book/command.py')},
             'ips_repro.book.drawn': { 'ips_repro.book.drawn._kept': ('book/drawn.html#_kept', 'ips_repro/book/drawn.py'),
                                       'ips_repro.book.drawn._key': ('book/drawn.html#_key', 'ips_repro/book/drawn.py'),
+                                      'ips_repro.book.drawn._not_added': ('book/drawn.html#_not_added', 'ips_repro/book/drawn.py'),
                                       'ips_repro.book.drawn._pictures': ('book/drawn.html#_pictures', 'ips_repro/book/drawn.py'),
                                       'ips_repro.book.drawn.committed': ('book/drawn.html#committed', 'ips_repro/book/drawn.py'),
                                       'ips_repro.book.drawn.drawn_from': ('book/drawn.html#drawn_from', 'ips_repro/book/drawn.py'),

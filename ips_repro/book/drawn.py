@@ -133,11 +133,23 @@ def with_fresh_outputs(paths: list[Path]) -> dict:  # path -> notebook
     return {p: nbformat.read(p, 4) for p in paths if is_drawn(p) and is_fresh(p, root)}
 
 # %% ../../nbs/book/drawn.ipynb #5b39ecc3
+def _not_added(root):  # names of figures that git's index does not have as they lie here; [] without git
+    command = ["git", "ls-files", "--modified", "--others", "--exclude-standard", "--", "*.png"]
+    try:
+        done = subprocess.run(command, cwd=root / "figures", capture_output=True, text=True)
+    except OSError:
+        return []
+    return sorted(set(done.stdout.splitlines()))
+
+
 def refresh() -> list[Path]:
     """Draw those experiment notebooks again whose outputs are not fresh, in place; returns them.
 
-    Raises `RuntimeError` for one that fails; those before it are written."""
+    Raises `RuntimeError` for one that fails; those before it are written. So it does for figures that are not in git's
+    index as they lie here, since the hash is that of the index."""
     root = project_root()
+    if changed := _not_added(root):
+        raise RuntimeError(f"{', '.join(changed)}: not in git's index as here; git add figures, and then refresh")
     stale = [p for p in sorted((root / "nbs").glob("[0-9]*.ipynb")) if is_drawn(p) and not is_fresh(p, root)]
     for path, (nb, why) in execute_all(stale).items():
         if why:

@@ -57,12 +57,15 @@ def readable_ticks(
 
 
 def legend_below(fig, handles: list, names: list[str], title: str | None = None):
-    "Add a legend below everything that a figure has, in rows as wide as the figure. A later one goes below it."
+    "Add a legend below everything that a figure has, in as few rows as fit its width. A later one goes below it."
     fig.draw_without_rendering()
-    below = fig.get_tightbbox().y0 / fig.get_figheight()
-    columns = max(1, int((fig.get_figwidth() - 2) / (0.6 + 0.1 * max(map(len, names)))))
-    how = {"loc": "upper center", "bbox_to_anchor": (0.5, below), "frameon": False, "title": title}
-    fig.legend(handles, names, ncols=min(columns, len(names)), **how)
+    box, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
+    how = {"bbox_to_anchor": ((box.x0 + box.x1) / 2 / width, box.y0 / height), "frameon": False, "title": title}
+    for columns in range(len(names), 0, -1):
+        legend = fig.legend(handles, names, loc="upper center", ncols=columns, **how)
+        if columns == 1 or legend.get_window_extent().width <= box.width * fig.dpi:
+            return
+        legend.remove()
 
 # %% ../../nbs/runs/pictures.ipynb #248c2268
 def with_places(table: pd.DataFrame, x: str) -> tuple[pd.DataFrame, list[str]]:

@@ -164,10 +164,11 @@ def _means(panel, rows):  # by place; names on one line
     return means
 
 
-def _sentence(panel, rows, theirs):  # about the line with the most points, or two that have as many
+def _sentence(panel, rows, theirs):  # about the line with the most points, or two at the same places
     points = rows.groupby(panel.hue, sort=False)[panel.x].nunique()
     lines = {name: _means(panel, rows[rows[panel.hue] == name]) for name in points.index[points == points.max()]}
     (name, means), *others = lines.items()
+    others = [(other, its) for other, its in others if its.index.equals(means.index)]
     data = f"{rows.scale.iloc[0]} scale on {Path(rows.data.iloc[0]).name}"
     text = f"Accuracy {course(means, panel.at)} ({name}; {data})"
     if len(others) == 1:
